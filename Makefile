@@ -1,0 +1,33 @@
+# `make quickstart` and `make test` need nothing but Python >= 3.10: they make .venv, install, and run.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: quickstart test lint lowest bench clean
+
+quickstart: $(INSTALLED)
+	$(BIN)/dml fit -c experiments/quickstart.yaml
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The lower bounds of setup.cfg, installed and tested.
+lowest:
+	$(MAKE) test VENV=.venv-lowest RESOLUTION=lowest-direct
+
+# uv installs in seconds what takes pip minutes.
+$(INSTALLED): setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution $(or $(RESOLUTION),highest) -e '.[dev,notebooks]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-lowest build *.egg-info

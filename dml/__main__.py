@@ -1,0 +1,188 @@
+"""The ``dml`` command: ``fit``, ``validate``, ``test``, ``predict``."""
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from dml.callbacks.embeddings import WriteEmbeddings
+from dml.callbacks.last import SaveLast
+from dml.callbacks.run import CONFIG_KEY, DescribeRun, LogConfig
+from dml.callbacks.table import MetricsTable
+from dml.data import RetrievalDataModule
+from dml.module import RetrievalModule
+from dml.report import print_report
+
+
+class OneLineErrors(LightningArgumentParser):
+    """A parser whose errors are one line on stderr."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        _exit_with(message)
+
+
+class DMLCommand(LightningCLI):
+    """LightningCLI for the one module and the one data module of this project."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            RetrievalModule,
+            RetrievalDataModule,
+            args=args,
+            parser_class=OneLineErrors,
+            auto_configure_optimizers=False,
+            save_config_callback=LogConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            # Lightning would wrap the sampler under DDP, and break up the classes of a batch; ours shards itself.
+            trainer_defaults={"use_distributed_sampler": False, "callbacks": [MetricsTable(), DescribeRun()]},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(SaveLast, "last")
+        parser.add_lightning_class_args(WriteEmbeddings, "embeddings")
+        parser.add_argument(
+            "--report", type=bool, default=False, help="After fit, compare the untrained and the best model."
+        )
+        # One value each: what the backbone takes is what the loaders deliver, and one seed is the seed of everything.
+        parser.link_arguments("model.embedder.image_size", "data.image_size", apply_on="instantiate")
+        parser.link_arguments("model.embedder.channels", "data.channels", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: :func:`_with_config_of_checkpoint` has put the checkpoint's own under it."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        loggers = _loggers(config)
+        if any(logger.class_path.endswith("WandbLogger") for logger in loggers):
+            _stay_offline_unless_logged_in()
+        if config.get("ckpt_path") and self.subcommand == "fit":
+            config.ckpt_path = str(_resume(Path(config.ckpt_path), loggers))
+
+    def after_instantiate_classes(self) -> None:
+        # With these, RetrievalModule.load_from_checkpoint(path) rebuilds embedder and loss.
+        self._dump_config()
+        hparams = {**self.config_dump["model"], "_instantiator": "pytorch_lightning.cli.instantiate_module"}
+        self.model.save_hyperparameters(hparams, logger=False)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        # Nothing from a checkpoint is executed.
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+    def after_fit(self) -> None:
+        if self.config[self.subcommand].report and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._set_seed()
+            untrained = self.parser.instantiate_classes(self.config)[self.subcommand].model
+            print_report(self.trainer, self.datamodule, untrained=untrained, trained=self.model)
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command. What the user can put right is one line on stderr and exit code 2; the rest is a traceback."""
+    words = sys.argv[1:] if args is None else args
+    _silence()
+    try:
+        DMLCommand(_with_config_of_checkpoint(words) if isinstance(words, list) else words)
+    except (ValueError, OSError) as error:
+        if not _is_ours(error):
+            raise
+        _exit_with(str(error))
+
+
+def _silence() -> None:
+    """Turn off what Lightning says about itself: advertisements, and deprecations that its users cannot act on."""
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended to run from within Python")
+    warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
+    warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised the error: then its message is meant for the user."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+
+
+def _exit_with(message: str) -> NoReturn:
+    sys.stderr.write(f"dml: error: {' '.join(message.split())}\n")
+    sys.exit(2)
+
+
+def _with_config_of_checkpoint(words: list[str]) -> list[str]:
+    """Put the configuration in the checkpoint of ``--ckpt_path`` under that of the command line.
+
+    ``dml test --ckpt_path best.ckpt`` then needs no other argument, and any other argument changes it.
+    """
+    path = _value_of("--ckpt_path", words)
+    configured = any(word in ("-c", "--config") or word.startswith(("-c=", "--config=")) for word in words)
+    if path is None or configured or path in ("last", "best"):
+        return words
+    if not Path(path).is_file():
+        raise ValueError(f"ckpt_path is {path!r}; there is no such file")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if CONFIG_KEY not in checkpoint:
+        raise ValueError(f"ckpt_path is {path!r}, a checkpoint without a configuration; give one by -c")
+    return [words[0], "--config", checkpoint[CONFIG_KEY], *words[1:]]
+
+
+def _value_of(option: str, words: list[str]) -> str | None:
+    for position, word in enumerate(words):
+        if word == option and position + 1 < len(words):
+            return words[position + 1]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _loggers(config: Any) -> list[Any]:
+    loggers = config.trainer.logger
+    loggers = loggers if isinstance(loggers, list) else [loggers]
+    return [logger for logger in loggers if hasattr(logger, "class_path")]
+
+
+def _resume(path: Path, loggers: list[Any]) -> Path:
+    """The checkpoint to go on from, once the loggers are set to go on with its run."""
+    local = [logger.init_args for logger in loggers if logger.class_path.endswith("CSVLogger")]
+    runs = Path(local[0].save_dir) / (local[0].name or "") if local else None
+    if str(path) == "last":
+        found = [] if runs is None else list(runs.glob("*/checkpoints/last.ckpt"))
+        if not found:
+            raise ValueError(
+                f"ckpt_path is 'last', but there is no */checkpoints/last.ckpt in {runs}; start without it"
+            )
+        path = max(found, key=lambda candidate: candidate.stat().st_mtime)
+    if not path.is_file():
+        raise ValueError(f"ckpt_path is {str(path)!r}; there is no such file")
+    run = path.parent.parent
+    if runs is not None and run.parent.resolve() == runs.resolve():
+        local[0].version = run.name
+        _set_aside(run / "metrics.csv")
+    return path
+
+
+def _set_aside(metrics: Path) -> None:
+    """Rename the metrics of the run so far, which the CSV logger would delete, to ``metrics.1.csv`` and so on."""
+    if metrics.exists():
+        number = 1 + len(list(metrics.parent.glob("metrics.*.csv")))
+        metrics.rename(metrics.with_suffix(f".{number}.csv"))
+
+
+def _stay_offline_unless_logged_in() -> None:
+    if "WANDB_MODE" not in os.environ:
+        import wandb  # takes a second, which runs without it should not pay
+
+        if not wandb.login(prompt=False):
+            wandb.teardown()  # or the settings that it has read already would stay
+            # What the run says of itself is one line, by DescribeRun.
+            os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true")
+
+
+if __name__ == "__main__":
+    main()

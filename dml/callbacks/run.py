@@ -1,0 +1,107 @@
+"""What a logger keeps about a run besides its curves."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_info
+
+CONFIG_KEY = "config"
+"""Where a checkpoint keeps the configuration of its run, as YAML: ``dml test --ckpt_path`` needs nothing else."""
+
+
+class LogConfig(SaveConfigCallback):
+    """Put the resolved configuration into the run's folder, its loggers and its checkpoints."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        config = self._resolved()
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        kept = ("seed_everything", "trainer", "model", "data")
+        checkpoint[CONFIG_KEY] = yaml.safe_dump({key: value for key, value in self._resolved().items() if key in kept})
+
+    def _resolved(self) -> dict[str, Any]:
+        resolved: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        return resolved
+
+
+class DescribeRun(Callback):
+    """Send the git commit, the data set and its sizes, and the metrics of the best epoch to Weights & Biases.
+
+    Args:
+        monitor: The metric that says which epoch is best; higher is better.
+    """
+
+    def __init__(self, monitor: str = "val/AP") -> None:
+        self.monitor = monitor
+        self._best: dict[str, float] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for run in _wandb_runs(trainer):
+            run.config.update(_facts(trainer), allow_val_change=True)
+            run.define_metric("trainer/global_step")
+            run.define_metric("train/loss", step_metric="trainer/global_step", summary="min")
+            for stage in ("val", "test"):
+                run.define_metric(f"{stage}/*", step_metric="trainer/global_step", summary="max")
+            if run.offline:
+                rank_zero_info(
+                    f"W&B: nobody is logged in, so the run stays here; upload it by: wandb sync {_folder(run)}"
+                )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if metrics[self.monitor] >= self._best.get(f"best/{self.monitor}", float("-inf")):
+            self._best = {f"best/{name}": value for name, value in metrics.items()}
+            self._best["best/epoch"] = trainer.current_epoch
+            for run in _wandb_runs(trainer):
+                run.summary.update(self._best)
+
+    def state_dict(self) -> dict[str, float]:
+        return dict(self._best)
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self._best = dict(state_dict)
+
+
+def _wandb_runs(trainer: Trainer) -> list[Any]:
+    if not trainer.is_global_zero:
+        return []
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+
+def _folder(run: Any) -> Path:
+    """The folder of an offline run, which holds its ``files``."""
+    folder = Path(run.dir).parent
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def _facts(trainer: Trainer) -> dict[str, Any]:
+    datasets: dict[str, Any] = getattr(trainer, "datamodule").datasets  # noqa: B009
+    sizes: dict[str, Any] = {}
+    for stage, dataset in datasets.items():
+        index: pd.DataFrame = dataset.index
+        sizes[stage] = {
+            "images": len(index),
+            **{f"{level} classes": index[level].nunique() for level in dataset.levels},
+        }
+    name = next(iter(type(dataset).__name__ for dataset in datasets.values()))
+    return {"git_commit": _git_commit(), "dataset": name, "sizes": sizes}
+
+
+def _git_commit() -> str | None:
+    """Of the working directory, marked ``-dirty`` if it holds changes; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,209 @@
+"""From a dataset class to the loaders of a run."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
+from torchvision.transforms import v2
+
+from dml.data.dataset import Batch, RetrievalDataset, collate
+from dml.data.sampler import ClassBalancedSampler
+
+
+class RetrievalDataModule(LightningDataModule):
+    """Loaders of any :class:`RetrievalDataset`: class-balanced batches to train, every image once to evaluate.
+
+    Args:
+        dataset: Class of the dataset, for example ``dml.data.datasets.StanfordOnlineProducts``.
+        root: Folder of the dataset.
+        classes_per_batch: Classes in a training batch, over all processes.
+        samples_per_class: Images of each class in a training batch.
+        train_split: Split to train on.
+        val_split: Split that ``fit`` and ``validate`` evaluate on.
+        test_split: Split that ``test`` evaluates on.
+        predict_split: Split that ``predict`` embeds.
+        val_classes: Fraction of the training classes to hold out as the split ``val``, for datasets that publish none.
+        val_seed: Which classes those are.
+        train_transforms: torchvision v2 transforms from uint8 to uint8, in order. By default a random resized crop, and
+            a horizontal flip for colour images.
+        eval_transforms: The same for evaluation. By default the shorter side is resized, and the centre cropped.
+        eval_batch_size: Images in an evaluation batch of one process.
+        num_workers: Processes that load images; by default one per core but one, at most 8.
+        skip_unreadable: Leave out images that cannot be read and count them in a warning; by default one stops the run.
+        image_size: Side of the images in pixels. The command line takes it from the embedder.
+        channels: 1 (greyscale) or 3 (RGB). The command line takes it from the embedder.
+        seed: Of batches and augmentation. The command line takes it from ``seed_everything``.
+    """
+
+    def __init__(
+        self,
+        dataset: type[RetrievalDataset],
+        root: str,
+        classes_per_batch: int,
+        samples_per_class: int = 4,
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str = "test",
+        predict_split: str = "test",
+        val_classes: float | None = None,
+        val_seed: int = 0,
+        train_transforms: Sequence[nn.Module] | None = None,
+        eval_transforms: Sequence[nn.Module] | None = None,
+        eval_batch_size: int = 256,
+        num_workers: int | None = None,
+        skip_unreadable: bool = False,
+        image_size: int = 224,
+        channels: int = 3,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.dataset, self.root = dataset, root
+        self.classes_per_batch, self.samples_per_class = classes_per_batch, samples_per_class
+        self.splits = {"train": train_split, "val": val_split, "test": test_split, "predict": predict_split}
+        self.val_classes, self.val_seed = val_classes, val_seed
+        self.train_transforms = _augmentation(image_size, channels) if train_transforms is None else train_transforms
+        self.eval_transforms = _resize_and_crop(image_size) if eval_transforms is None else eval_transforms
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if num_workers is None else num_workers
+        self.skip_unreadable = skip_unreadable
+        self.image_size, self.channels, self.seed = image_size, channels, seed
+        self.datasets: dict[str, RetrievalDataset] = {}
+        """The datasets set up so far, by stage: train, val, test, predict."""
+        self._unreadable: set[str] = set()
+
+    def prepare_data(self) -> None:
+        # Once per machine: a dataset that draws itself on first use does it here, before processes share it.
+        self.dataset(self.root, self.splits["test"], val_classes=self.val_classes, val_seed=self.val_seed)
+
+    def setup(self, stage: str) -> None:
+        stages = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
+        for name in stages:
+            if name not in self.datasets:
+                self.datasets[name] = self._dataset(name)
+
+    def train_dataloader(self) -> "TrainLoader":
+        dataset = self.datasets["train"]
+        sampler = ClassBalancedSampler(
+            dataset.labels,
+            self.classes_per_batch,
+            self.samples_per_class,
+            seed=self.seed,
+            num_replicas=self._world_size,
+            rank=self._rank,
+        )
+        return TrainLoader(dataset, sampler, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self._eval_loader("predict")
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Stop at an image that cannot be read, or count it.
+
+        Raises:
+            ValueError: If an image cannot be read and ``skip_unreadable`` is off, or nothing of the batch is left.
+        """
+        if batch["unreadable"] and not self.skip_unreadable:
+            raise ValueError(
+                f"{batch['unreadable'][0]}; mend it, or leave such images out by data.skip_unreadable=true"
+            )
+        if len(batch["index"]) == 0:
+            raise ValueError(f"no image of a batch could be read, the first: {batch['unreadable'][0]}")
+        before = len(self._unreadable)
+        self._unreadable.update(batch["unreadable"])
+        if len(self._unreadable) > before:
+            rank_zero_warn(
+                f"skipped {len(self._unreadable)} unreadable images so far, the last: {batch['unreadable'][-1]}"
+            )
+        return batch
+
+    def _dataset(self, stage: str) -> RetrievalDataset:
+        transforms = self.train_transforms if stage == "train" else self.eval_transforms
+        return self.dataset(
+            self.root,
+            self.splits[stage],
+            transform=nn.Sequential(*transforms),
+            channels=self.channels,
+            val_classes=self.val_classes,
+            val_seed=self.val_seed,
+            seed=self.seed,
+        )
+
+    def _eval_loader(self, stage: str) -> DataLoader[Batch]:
+        dataset: Any = self.datasets[stage]
+        distributed = self._world_size > 1
+        return DataLoader(
+            dataset,
+            batch_size=self.eval_batch_size,
+            sampler=DistributedSampler(dataset, shuffle=False) if distributed else None,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or each loader would draw from the generator of the training run
+        )
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+
+class TrainLoader(DataLoader[Batch]):
+    """A loader of training batches that can go on in the middle of an epoch.
+
+    Lightning saves :meth:`state_dict` with each checkpoint. Batches follow from the sampler's seed and epoch, and
+    augmentation from the image and the epoch, so the number of batches served is all there is to remember.
+    """
+
+    def __init__(
+        self, dataset: RetrievalDataset, sampler: ClassBalancedSampler, *, num_workers: int, pin_memory: bool
+    ) -> None:
+        self._served = 0
+        super().__init__(
+            dataset,  # type: ignore[arg-type]  # it holds items; batches are what collate makes of them
+            batch_size=sampler.local_batch_size,
+            sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator(),
+        )
+        self._balanced, self._images, self._resume_at = sampler, dataset, 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self._images.epoch.fill_(self._balanced.epoch)
+        self._balanced.first_batch = self._served = self._resume_at
+        self._resume_at = 0
+        for batch in super().__iter__():
+            self._served += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"served": self._served}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume_at = state["served"]
+
+
+def _augmentation(image_size: int, channels: int) -> list[nn.Module]:
+    crop = v2.RandomResizedCrop(image_size, scale=(0.2, 1.0), antialias=True)
+    return [crop] if channels == 1 else [crop, v2.RandomHorizontalFlip()]
+
+
+def _resize_and_crop(image_size: int) -> list[nn.Module]:
+    # 256 to 224, the ratio of the field, at any size.
+    return [v2.Resize(round(image_size * 256 / 224), antialias=True), v2.CenterCrop(image_size)]

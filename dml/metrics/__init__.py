@@ -1,0 +1,5 @@
+"""torchmetrics for retrieval."""
+
+from dml.metrics.retrieval import RetrievalMetrics
+
+__all__ = ["RetrievalMetrics"]

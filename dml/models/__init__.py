@@ -1,0 +1,5 @@
+"""Embedders."""
+
+from dml.models.embedder import TimmEmbedder
+
+__all__ = ["TimmEmbedder"]

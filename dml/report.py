@@ -1,0 +1,73 @@
+"""What training has brought: the untrained and the best model, side by side."""
+
+import copy
+import os
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from dml.callbacks.metrics import LogRetrievalMetrics
+from dml.callbacks.picture import RetrievalPicture
+from dml.data import RetrievalDataModule
+
+
+def print_report(
+    trainer: Trainer, data: RetrievalDataModule, *, untrained: LightningModule, trained: LightningModule
+) -> None:
+    """Evaluate both models on the validation and the test split; print a table, the picture and what to do next.
+
+    Args:
+        trainer: Of the run, after ``fit``.
+        data: Of the run.
+        untrained: The model before its first step.
+        trained: The model of the run; the weights of its best epoch are loaded into it.
+    """
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+    rows = {"untrained": _evaluate(trainer, data, untrained, None), "trained": _evaluate(trainer, data, trained, best)}
+    # The test once more by the trainer of the run: its loggers keep the metrics, and its pictures are drawn.
+    trainer.test(trained, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
+    if not trainer.is_global_zero:
+        return
+    console = Console()
+    console.print(_table(rows))
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # a property the stubs do not show
+        if isinstance(callback, RetrievalPicture):
+            console.print(f"retrievals: {callback.last_path}", soft_wrap=True, highlight=False)
+    if best is not None:
+        checkpoint = os.path.relpath(best)
+        console.print(f"next:       dml predict --ckpt_path {checkpoint}", soft_wrap=True, highlight=False)
+
+
+def _evaluate(
+    trainer: Trainer, data: RetrievalDataModule, model: LightningModule, checkpoint: str | None
+) -> dict[str, float]:
+    """Metrics of both splits, by a trainer without loggers: the curves of the run stay as they are."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # a property the stubs do not show
+    metrics = next(callback.metrics for callback in callbacks if isinstance(callback, LogRetrievalMetrics))
+    evaluator = Trainer(
+        accelerator=trainer.accelerator,
+        devices=trainer.num_devices,
+        precision=trainer.precision,
+        logger=False,
+        callbacks=[LogRetrievalMetrics(copy.deepcopy(metrics))],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    evaluator.validate(model, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+    found = dict(evaluator.callback_metrics)
+    evaluator.test(model, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+    return {name: float(value) for name, value in {**found, **evaluator.callback_metrics}.items()}
+
+
+def _table(rows: dict[str, dict[str, float]]) -> Table:
+    columns = [f"{stage}/{name}" for stage in ("val", "test") for name in ("AP", "R@1")]
+    columns = [column for column in columns if column in rows["trained"]]
+    table = Table(title="before and after training (best epoch by validation)")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for model, metrics in rows.items():
+        table.add_row(model, *(f"{metrics[column]:.4f}" for column in columns))
+    return table

@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from dml.ranking.exact import exact_ranks
+from dml.ranking.pairwise import pairwise_ranks
+from dml.ranking.reference import reference_ranks
+from dml.ranking.steps import heaviside
+
+GRID = [*np.linspace(-1, 1, 9).tolist(), -0.0]  # few values: many ties, half of them negative
+LEVELS = [0.0, 1 / 3, 2 / 3, 1.0]
+
+
+@st.composite
+def rankings(draw, levels=(0.0, 1.0), dtype=np.float64):
+    """Scores, relevance and validity of up to 4 queries against up to 9 items."""
+    shape = draw(st.tuples(st.integers(1, 4), st.integers(1, 9)))
+    scores = draw(arrays(dtype, shape, elements=st.sampled_from(GRID)))
+    relevance = draw(arrays(np.float64, shape, elements=st.sampled_from(levels))).astype(dtype)
+    valid = draw(arrays(bool, shape))
+    return torch.from_numpy(scores), torch.from_numpy(relevance), torch.from_numpy(valid)
+
+
+def large_ranking(num_queries, num_items, levels, dtype=torch.float64, num_scores=40):
+    """A ranking with ties in every row, some queries with nothing to retrieve, and every tenth item left out."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(-num_scores, num_scores, (num_queries, num_items), generator=generator) / num_scores
+    relevance = torch.tensor(levels)[torch.randint(0, len(levels), scores.shape, generator=generator)]
+    relevance[::5] = 0
+    return scores.to(dtype), relevance.to(dtype), torch.rand(scores.shape, generator=generator) > 0.1
+
+
+def restated_heaviside(difference):
+    return (difference >= 0).to(difference.dtype)
+
+
+def assert_same_ranks(actual, expected, tolerance=1e-10):
+    assert actual.num_queries == expected.num_queries
+    assert actual.query.dtype == torch.long
+    for name in ("query", "relevance", "rank", "hrank", "weight"):
+        torch.testing.assert_close(
+            getattr(actual, name), getattr(expected, name), rtol=tolerance, atol=tolerance, msg=name
+        )
+
+
+@pytest.mark.parametrize("levels", [[0.0, 1.0], LEVELS, [1.0]], ids=["binary", "graded", "all relevant"])
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_matches_the_definition(levels, data):
+    ranking = data.draw(rankings(levels))
+    expected = reference_ranks(*ranking, positive_step=restated_heaviside, negative_step=restated_heaviside)
+    assert_same_ranks(exact_ranks(*ranking), expected)
+
+
+@pytest.mark.parametrize("levels", [[0.0, 1.0], LEVELS], ids=["binary", "graded"])
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_matches_pairwise_ranks_with_heaviside_steps(levels, data):
+    ranking = data.draw(rankings(levels, dtype=np.float32))
+    expected = pairwise_ranks(*ranking, positive_step=heaviside, negative_step=heaviside)
+    assert_same_ranks(exact_ranks(*ranking), expected, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("levels", [[0.0] * 299 + [1.0], [0.0] * 500 + LEVELS], ids=["binary", "graded"])
+def test_large_rankings_match_counting(levels, dtype):
+    """Large enough to be walked in several blocks."""
+    scores, relevance, valid = large_ranking(160, 3000, levels, dtype)
+    actual = exact_ranks(scores, relevance, valid)
+    query, item = ((relevance > 0) & valid).nonzero(as_tuple=True)
+    own = relevance[query, item]
+    above = (scores[query] >= scores[query, item].unsqueeze(1)) & valid[query]  # [M, N], the item itself included
+    assert torch.equal(actual.query, query)
+    assert torch.equal(actual.relevance, own)
+    assert torch.equal(actual.rank.long(), above.sum(dim=1))
+    torch.testing.assert_close(actual.hrank, (above * torch.minimum(relevance[query], own.unsqueeze(1))).sum(dim=1))
+
+
+def test_many_relevant_items_match_counting():
+    scores, relevance, valid = large_ranking(3, 5000, [0.0, 1.0], torch.float32, num_scores=1000)
+    actual = exact_ranks(scores, relevance, valid)
+    query, item = ((relevance > 0) & valid).nonzero(as_tuple=True)
+    for pair in range(0, len(query), 97):
+        row = query[pair]
+        above = (scores[row] >= scores[row, item[pair]]) & valid[row]
+        assert actual.rank[pair] == above.sum()
+        assert actual.hrank[pair] == (above & (relevance[row] > 0)).sum()
+
+
+def test_a_worked_example():
+    # query 0: an irrelevant and a relevant item tie at 0.9; query 1 has nothing to retrieve
+    # query 2: all tie, and the last is not in the gallery
+    scores = torch.tensor([[0.9, 0.9, -0.5, -0.7], [0.3, 0.2, 0.1, 0.0], [0.1, 0.1, 0.1, 0.1]])
+    relevance = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 1], [1, 0, 1, 1]]).bool()
+    valid = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]]).bool()
+    ranks = exact_ranks(scores, relevance, valid)
+    assert ranks.num_queries == 3
+    assert ranks.query.tolist() == [0, 0, 2, 2]
+    assert ranks.rank.tolist() == [2, 4, 3, 3]
+    assert ranks.hrank.tolist() == [1, 2, 2, 2]
+    assert ranks.relevance.tolist() == [1, 1, 1, 1]
+    assert ranks.weight.tolist() == [1, 1, 1, 1]
+
+
+def test_boolean_relevance_is_binary_relevance():
+    scores, relevance, valid = large_ranking(10, 30, [0.0, 1.0])
+    assert_same_ranks(exact_ranks(scores, relevance.bool(), valid), exact_ranks(scores, relevance, valid))
+
+
+def test_neighbouring_floats_are_not_tied():
+    low = torch.tensor(0.5)
+    scores = torch.stack([low, torch.nextafter(low, torch.tensor(1.0)), -low, torch.nextafter(-low, torch.tensor(1.0))])
+    ranks = exact_ranks(scores[None], torch.ones(1, 4), torch.ones(1, 4, dtype=torch.bool))
+    assert ranks.rank.tolist() == [2, 1, 4, 3]
+
+
+@pytest.mark.parametrize("masked", [-torch.inf, torch.inf, 1e30])
+def test_scores_outside_the_gallery_are_not_looked_at(masked):
+    scores, relevance, valid = large_ranking(10, 30, LEVELS)
+    hidden = scores.masked_fill(~valid, masked)
+    assert_same_ranks(exact_ranks(hidden, relevance, valid), exact_ranks(scores, relevance, valid))
+
+
+def test_there_is_no_gradient():
+    scores, relevance, valid = large_ranking(4, 6, [0.0, 1.0])
+    ranks = exact_ranks(scores.requires_grad_(), relevance, valid)
+    assert not ranks.rank.requires_grad
+    assert not ranks.hrank.requires_grad
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 0), (0, 4)], ids=str)
+def test_no_pair_is_empty(shape):
+    ranks = exact_ranks(torch.randn(shape), torch.zeros(shape), torch.ones(shape, dtype=torch.bool))
+    assert ranks.num_queries == shape[0]
+    assert [len(values) for values in ranks[:5]] == [0] * 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ranks_have_the_precision_of_the_scores(dtype):
+    scores, relevance, valid = large_ranking(4, 6, [0.0, 1.0], dtype)
+    ranks = exact_ranks(scores, relevance.bool(), valid)
+    assert ranks.rank.dtype == ranks.hrank.dtype == ranks.weight.dtype == dtype
+
+
+def test_inputs_are_left_alone():
+    inputs = large_ranking(4, 6, LEVELS)
+    copies = [tensor.clone() for tensor in inputs]
+    exact_ranks(*inputs)
+    for tensor, copy in zip(inputs, copies, strict=True):
+        assert torch.equal(tensor, copy)
