@@ -16,7 +16,7 @@ from dml.callbacks.last import SaveLast
 from dml.callbacks.run import CONFIG_KEY, DescribeRun, LogConfig
 from dml.callbacks.table import MetricsTable
 from dml.data import RetrievalDataModule
-from dml.module import RetrievalModule
+from dml.module import NonFiniteError, RetrievalModule
 from dml.report import print_report
 
 
@@ -73,8 +73,10 @@ class DMLCommand(LightningCLI):
         self.model.save_hyperparameters(hparams, logger=False)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        # Nothing from a checkpoint is executed.
-        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+        # Nothing from a checkpoint is executed, and embeddings are written as they come rather than kept.
+        safe = {"weights_only": True}
+        fixed = {**safe, "return_predictions": False} if subcommand == "predict" else safe
+        return {**super()._prepare_subcommand_kwargs(subcommand), **fixed}
 
     def after_fit(self) -> None:
         if self.config[self.subcommand].report and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -89,6 +91,8 @@ def main(args: ArgsType = None) -> None:
     _silence()
     try:
         DMLCommand(_with_config_of_checkpoint(words) if isinstance(words, list) else words)
+    except NonFiniteError as error:
+        _exit_with(str(error), code=1)
     except (ValueError, OSError) as error:
         if not _is_ours(error):
             raise
@@ -101,7 +105,12 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers")
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
     warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
+    warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
+    warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
+    spam = ("litlogger", "TPU available", "`weights_only` was not set")
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logger = logging.getLogger(f"pytorch_lightning.{name}")
+        logger.addFilter(lambda record: not any(word in str(record.msg) for word in spam))
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -110,9 +119,9 @@ def _is_ours(error: BaseException) -> bool:
     return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
 
 
-def _exit_with(message: str) -> NoReturn:
+def _exit_with(message: str, code: int = 2) -> NoReturn:
     sys.stderr.write(f"dml: error: {' '.join(message.split())}\n")
-    sys.exit(2)
+    sys.exit(code)
 
 
 def _with_config_of_checkpoint(words: list[str]) -> list[str]:

@@ -89,8 +89,7 @@ class RetrievalModule(LightningModule):
         optimizer = self.optimizer(self.parameters())
         if self.schedule is None:
             return optimizer
-        schedule, steps = self.schedule, self.trainer.estimated_stepping_batches
-        scheduler = LambdaLR(optimizer, lambda step: schedule(min(1.0, step / steps)))
+        scheduler = LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -108,6 +107,12 @@ class RetrievalModule(LightningModule):
             if len(self._random_state["cuda"]) == torch.cuda.device_count() > 0:
                 torch.cuda.set_rng_state_all([state.cpu() for state in self._random_state["cuda"]])
             self._random_state = None
+
+    def _learning_rate_factor(self, step: int) -> float:
+        # Lightning counts the steps by setting up the loaders. Asked before the first step, it would do so before a
+        # checkpoint is restored, and a resumed epoch would start over.
+        progress = 0.0 if step == 0 else min(1.0, step / self.trainer.estimated_stepping_batches)
+        return 1.0 if self.schedule is None else self.schedule(progress)
 
     def _evaluate(self, batch: Batch) -> Evaluated:
         return Evaluated(

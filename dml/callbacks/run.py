@@ -1,6 +1,7 @@
 """What a logger keeps about a run besides its curves."""
 
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,10 @@ class DescribeRun(Callback):
     def __init__(self, monitor: str = "val/AP") -> None:
         self.monitor = monitor
         self._best: dict[str, float] = {}
+        self._started = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.monotonic()
         for run in _wandb_runs(trainer):
             run.config.update(_facts(trainer), allow_val_change=True)
             run.define_metric("trainer/global_step")
@@ -52,9 +55,7 @@ class DescribeRun(Callback):
             for stage in ("val", "test"):
                 run.define_metric(f"{stage}/*", step_metric="trainer/global_step", summary="max")
             if run.offline:
-                rank_zero_info(
-                    f"W&B: nobody is logged in, so the run stays here; upload it by: wandb sync {_folder(run)}"
-                )
+                rank_zero_info(f"W&B is offline: the run is kept here; upload it by: wandb sync {_folder(run)}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
@@ -65,6 +66,11 @@ class DescribeRun(Callback):
             self._best["best/epoch"] = trainer.current_epoch
             for run in _wandb_runs(trainer):
                 run.summary.update(self._best)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics({"fit_minutes": (time.monotonic() - self._started) / 60}, trainer.global_step)
 
     def state_dict(self) -> dict[str, float]:
         return dict(self._best)

@@ -92,7 +92,8 @@ class RetrievalDataset(Dataset[Item], ABC):
             index = hold_out_classes(index, self.levels[0], val_classes, val_seed)
         splits = sorted(index["split"].unique())
         if split not in splits:
-            raise ValueError(f"{type(self).__name__} has splits {splits}, not {split!r}")
+            hint = "; val_classes holds out training classes as one" if split == "val" else ""
+            raise ValueError(f"{type(self).__name__} has splits {splits}, not {split!r}{hint}")
         self.split = split
         self.transform = transform
         self.channels = channels

@@ -73,6 +73,8 @@ class RankLoss(nn.Module, ABC):
             ValueError: If shapes do not fit, or an embedding is not finite.
         """
         labels = _checked_labels("embeddings", embeddings, "labels", labels)
+        # A temperature of 0.01 resolves score gaps that half precision cannot represent: rank in float32.
+        embeddings = _at_least_float32(embeddings)
         own_gallery = ref_emb is None
         if ref_emb is None or ref_labels is None:
             if ref_emb is not None or ref_labels is not None:
@@ -85,11 +87,8 @@ class RankLoss(nn.Module, ABC):
                     f"ref_emb {list(ref_emb.shape)} and ref_labels {list(ref_labels.shape)} must have the columns of "
                     f"embeddings {list(embeddings.shape)} and labels {list(labels.shape)}"
                 )
-        # A temperature of 0.01 resolves score gaps that half precision cannot represent: rank in float32.
         with torch.autocast(embeddings.device.type, enabled=False):
-            return self._loss(
-                _at_least_float32(embeddings), labels, _at_least_float32(ref_emb), ref_labels, own_gallery
-            )
+            return self._loss(embeddings, labels, _at_least_float32(ref_emb), ref_labels, own_gallery)
 
     def _loss(
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, own_gallery: bool

@@ -82,6 +82,10 @@ class RetrievalMetrics(Metric):
         labels = labels.unsqueeze(1) if labels.ndim == 1 else labels
         if not 0 <= self.level < labels.shape[1]:
             raise ValueError(f"level is {self.level}; the labels have levels 0 to {labels.shape[1] - 1}")
+        if not len(embeddings) == len(labels) == len(index):
+            raise ValueError(
+                f"lengths differ: {len(embeddings)} embeddings, {len(labels)} labels, {len(index)} indices"
+            )
         finite = embeddings.isfinite().all(dim=1)
         if not finite.all():
             culprits = index[~finite].tolist()

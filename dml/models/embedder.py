@@ -21,6 +21,7 @@ class TimmEmbedder(nn.Module):
         channels: 1 (greyscale) or 3 (RGB).
         image_size: Side of the images in pixels; by default what timm's data config says.
         drop_path_rate: Stochastic depth of the backbone.
+        channels_last: Lay images out with the channels last, which is faster for most convolutional backbones.
 
     Raises:
         ValueError: If timm has no such model, or its weights cannot be had.
@@ -35,6 +36,7 @@ class TimmEmbedder(nn.Module):
         channels: int = 3,
         image_size: int | None = None,
         drop_path_rate: float = 0.0,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         if channels not in (1, 3):
@@ -47,8 +49,9 @@ class TimmEmbedder(nn.Module):
         if image_size is not None and hasattr(backbone, "set_input_size"):
             backbone.set_input_size(img_size=image_size)  # position embeddings of transformers
         self.channels = channels
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.embedding_dim = embedding_dim
-        self.backbone = backbone
+        self.backbone = backbone.to(memory_format=self.memory_format)
         self.head = nn.Linear(backbone.num_features, embedding_dim)
         self.mean: Tensor
         self.std: Tensor
@@ -65,7 +68,7 @@ class TimmEmbedder(nn.Module):
             ``[B, D]`` of unit norm, float32.
         """
         normalised = (images.float() / 255 - self.mean) / self.std
-        embeddings = self.head(self.backbone(normalised))
+        embeddings = self.head(self.backbone(normalised.contiguous(memory_format=self.memory_format)))
         # bfloat16 cannot hold a unit norm to better than 0.4 %.
         return nn.functional.normalize(embeddings.float(), dim=1)
 

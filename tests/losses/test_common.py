@@ -204,7 +204,7 @@ def test_half_precision_embeddings_are_ranked_in_float32(loss, dtype, chunk_size
     torch.testing.assert_close(actual, expected)
     (actual,), (expected,) = torch.autograd.grad(actual, half), torch.autograd.grad(expected, single)
     assert actual.dtype == dtype
-    # only the gradient is rounded; with scores in bfloat16 it would be off by several percent
+    # only the gradient is rounded; with scores in bfloat16 it would be off by 3 percent
     assert (actual.float() - expected).norm() < torch.finfo(dtype).eps * expected.norm()
 
 

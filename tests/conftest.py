@@ -1,0 +1,16 @@
+"""Fixtures of the whole suite."""
+
+import pytest
+import torch
+
+from dml.data.datasets import Glyphs
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def glyphs_root(tmp_path_factory):
+    """A tiny Glyphs: 12 training, 6 validation and 6 test characters, 4 images each."""
+    root = tmp_path_factory.mktemp("data") / "glyphs"
+    Glyphs.draw(root, num_classes=(12, 6, 6), images_per_class=4)
+    return root

@@ -1,0 +1,189 @@
+"""RetrievalDataModule: balanced training batches, complete evaluation, the same images on any number of workers."""
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.demos.boring_classes import BoringModel
+from torchvision.transforms import v2
+
+from dml.data import RetrievalDataModule
+from dml.data.datasets import Glyphs, StanfordOnlineProducts
+from tests.data.datasets.miniatures import make_sop
+
+
+def data_module(root, **changes):
+    arguments = {"classes_per_batch": 4, "samples_per_class": 2, "image_size": 32, "channels": 1, "num_workers": 0}
+    return RetrievalDataModule(Glyphs, str(root), **{**arguments, **changes})
+
+
+def train_batches(data, epochs=1):
+    data.setup("fit")
+    loader = data.train_dataloader()
+    collected = []
+    for epoch in range(epochs):
+        loader.sampler.set_epoch(epoch)
+        collected.extend(loader)
+    return collected
+
+
+def test_training_batches_are_balanced(glyphs_root):
+    batches = train_batches(data_module(glyphs_root))
+    assert len(batches) == 6  # 12 classes in 2 groups of 2, 4 classes a batch
+    for batch in batches:
+        assert batch["images"].shape == (8, 1, 32, 32)
+        assert batch["images"].dtype == torch.uint8
+        assert batch["labels"].shape == (8, 3)
+        assert batch["labels"][:, 0].unique(return_counts=True)[1].tolist() == [2, 2, 2, 2]
+
+
+def test_evaluation_sees_every_image_once(glyphs_root):
+    data = data_module(glyphs_root, eval_batch_size=7)
+    data.setup("test")
+    index = torch.cat([batch["index"] for batch in data.test_dataloader()])
+    assert index.tolist() == list(range(24))
+
+
+def test_augmentation_is_the_same_on_any_number_of_workers(glyphs_root):
+    alone = train_batches(data_module(glyphs_root), epochs=2)
+    shared = train_batches(data_module(glyphs_root, num_workers=2), epochs=2)
+    for ours, theirs in zip(alone, shared, strict=True):
+        assert torch.equal(ours["index"], theirs["index"])
+        assert torch.equal(ours["images"], theirs["images"])
+
+
+def test_augmentation_changes_with_the_epoch_and_the_seed(glyphs_root):
+    def images(seed):
+        epochs = train_batches(data_module(glyphs_root, seed=seed), epochs=2)
+        by_index = [{}, {}]
+        for number, batch in enumerate(epochs):
+            by_index[number // 6].update(zip(batch["index"].tolist(), batch["images"], strict=True))
+        return by_index
+
+    (first, second), (other, _) = images(0), images(1)
+    assert sum(torch.equal(first[i], second[i]) for i in first) < len(first) / 4
+    assert sum(torch.equal(first[i], other[i]) for i in first) < len(first) / 4
+
+
+def test_augmentation_leaves_the_global_generator_alone(glyphs_root):
+    data = data_module(glyphs_root)
+    data.setup("fit")
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(data.train_dataloader())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_loader_goes_on_in_the_middle_of_an_epoch(glyphs_root):
+    expected = train_batches(data_module(glyphs_root))
+    data = data_module(glyphs_root)
+    data.setup("fit")
+    killed = data.train_dataloader()
+    iterator = iter(killed)
+    for _ in range(2):
+        next(iterator)
+    resumed = data.train_dataloader()
+    resumed.load_state_dict(killed.state_dict())
+    rest = list(resumed)
+    assert [batch["index"].tolist() for batch in rest] == [batch["index"].tolist() for batch in expected[2:]]
+    assert all(torch.equal(ours["images"], theirs["images"]) for ours, theirs in zip(rest, expected[2:], strict=True))
+    assert len(list(resumed)) == 6  # the next epoch is whole again
+
+
+class EpochSeen(BoringModel):
+    """Records the images of each epoch as Lightning serves them."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    def training_step(self, batch, batch_idx):
+        self.seen.setdefault(self.current_epoch, []).append(batch["index"].tolist())
+        return self.layer(torch.zeros(1, 32)).sum()
+
+    def val_dataloader(self):
+        return None
+
+
+def test_lightning_reaches_set_epoch(glyphs_root, tmp_path):
+    model, data = EpochSeen(), data_module(glyphs_root)
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        default_root_dir=tmp_path,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(model, datamodule=data)
+    expected = [batch["index"].tolist() for batch in train_batches(data_module(glyphs_root), epochs=2)]
+    assert model.seen == {0: expected[:6], 1: expected[6:]}
+
+
+def test_a_third_of_the_training_classes_can_validate(tmp_path):
+    make_sop(tmp_path)
+    data = RetrievalDataModule(
+        StanfordOnlineProducts, str(tmp_path), 2, val_classes=1 / 3, image_size=16, num_workers=0
+    )
+    data.setup("fit")
+    train, val = (set(data.datasets[split].labels[:, 0].tolist()) for split in ("train", "val"))
+    assert not train & val
+    assert len(val) == round((len(train) + len(val)) / 3)
+
+
+def test_default_transforms_bring_photos_to_one_size(tmp_path):
+    make_sop(tmp_path)
+    data = RetrievalDataModule(StanfordOnlineProducts, str(tmp_path), 2, val_split="test", image_size=24, num_workers=0)
+    data.setup("fit")
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert next(iter(loader))["images"].shape[1:] == (3, 24, 24)
+
+
+@pytest.fixture
+def broken_root(tmp_path):
+    """Three of the test images cannot be read: one is missing, one is cut short, one is no image."""
+    root = tmp_path / "glyphs"
+    Glyphs.draw(root, num_classes=(12, 6, 6), images_per_class=4)
+    missing, cut, text = sorted((root / "test").rglob("*.png"))[::8]
+    missing.unlink()
+    cut.write_bytes(cut.read_bytes()[:60])
+    text.write_text("not an image")
+    return root, (missing, cut, text)
+
+
+def test_an_unreadable_image_stops_the_run_and_names_its_path(broken_root):
+    root, broken = broken_root
+    data = data_module(root, num_workers=1)
+    data.setup("test")
+    (batch,) = data.test_dataloader()
+    assert len(batch["unreadable"]) == 3
+    with pytest.raises(ValueError, match=r"cannot read image .*data\.skip_unreadable=true") as stopped:
+        data.on_before_batch_transfer(batch, 0)
+    assert any(str(path) in str(stopped.value) for path in broken)
+
+
+def test_unreadable_images_can_be_skipped_and_are_counted(broken_root):
+    root, _ = broken_root
+    data = data_module(root, skip_unreadable=True)
+    data.setup("test")
+    (batch,) = data.test_dataloader()
+    with pytest.warns(UserWarning, match="skipped 3 unreadable images so far"):
+        kept = data.on_before_batch_transfer(batch, 0)
+    assert len(kept["index"]) == len(kept["images"]) == 21
+
+
+def test_images_of_two_sizes_name_the_shapes(tmp_path):
+    make_sop(tmp_path)
+    data = RetrievalDataModule(
+        StanfordOnlineProducts,
+        str(tmp_path),
+        2,
+        val_split="test",
+        train_transforms=[v2.RandomChoice([v2.Resize((8, 8)), v2.Resize((9, 9))])],
+        num_workers=0,
+    )
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"shapes \[\(3, 8, 8\), \(3, 9, 9\)\]"):
+        list(data.train_dataloader())
