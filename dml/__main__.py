@@ -1,5 +1,7 @@
 """The ``dml`` command: ``fit``, ``validate``, ``test``, ``predict``."""
 
+import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -10,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities import rank_zero_only
 
 from dml.callbacks.embeddings import WriteEmbeddings
 from dml.callbacks.last import SaveLast
@@ -65,6 +68,9 @@ class DMLCommand(LightningCLI):
             _stay_offline_unless_logged_in()
         if config.get("ckpt_path") and self.subcommand == "fit":
             config.ckpt_path = str(_resume(Path(config.ckpt_path), loggers))
+        for logger in loggers:
+            if logger.class_path.endswith("CSVLogger") and logger.init_args.version is None:
+                logger.init_args.version = _reserve(Path(logger.init_args.save_dir) / (logger.init_args.name or ""))
 
     def after_instantiate_classes(self) -> None:
         # With these, RetrievalModule.load_from_checkpoint(path) rebuilds embedder and loss.
@@ -174,6 +180,27 @@ def _resume(path: Path, loggers: list[Any]) -> Path:
         local[0].version = run.name
         _set_aside(run / "metrics.csv")
     return path
+
+
+@rank_zero_only
+def _reserve(runs: Path) -> str:
+    """Make the folder of a new run: two runs started at once would otherwise both take the next free number."""
+    number = 0
+    while True:
+        folder = runs / f"version_{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            continue
+        atexit.register(_remove_if_empty, folder)
+        return folder.name
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave nothing behind of a run that ended before it began."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _set_aside(metrics: Path) -> None:

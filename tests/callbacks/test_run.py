@@ -1,0 +1,98 @@
+"""What Weights & Biases is told, read back from the file of an offline run by wandb's own reader."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import WandbLogger
+from wandb.proto import wandb_internal_pb2
+from wandb.sdk.internal.datastore import DataStore
+
+from dml.callbacks import DescribeRun, LogRetrievalMetrics
+from dml.callbacks.run import _git_commit
+from dml.data import RetrievalDataModule
+from dml.data.datasets import Glyphs
+from dml.losses import SmoothAPLoss
+from dml.metrics import RetrievalMetrics
+from dml.models import TimmEmbedder
+from dml.module import RetrievalModule
+
+
+def records(path):
+    store = DataStore()
+    store.open_for_scan(str(path))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        yield record
+
+
+@pytest.fixture
+def told(glyphs_root, tmp_path, monkeypatch):
+    """Config, summary and metric definitions of a run of two epochs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(project="dml", save_dir=str(tmp_path))
+    torch.manual_seed(0)
+    module = RetrievalModule(
+        TimmEmbedder("test_resnet", 8, pretrained=False, channels=1, image_size=32), SmoothAPLoss()
+    )
+    data = RetrievalDataModule(Glyphs, str(glyphs_root), 4, image_size=32, channels=1, num_workers=0)
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=logger,
+        callbacks=[LogRetrievalMetrics(RetrievalMetrics(recall_at=[1])), DescribeRun()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(module, datamodule=data)
+    logger.experiment.finish()
+    config, summary, metrics = {}, {}, {}
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    for record in records(path):
+        for item in [*record.run.config.update, *record.config.update]:
+            config[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+        for item in record.summary.update:
+            summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+        if record.HasField("metric"):
+            metrics[record.metric.name or record.metric.glob_name] = record.metric
+    return config, summary, metrics, trainer
+
+
+def test_the_data_and_the_commit_are_in_the_config(told):
+    config = told[0]
+    assert config["dataset"] == "Glyphs"
+    assert config["sizes"]["train"]["images"] == 48
+    assert config["sizes"]["train"]["character classes"] == 12
+    assert "git_commit" in config
+
+
+def test_the_best_epoch_is_in_the_summary(told):
+    _, summary, _, trainer = told
+    assert summary["best/val/AP"] >= float(trainer.callback_metrics["val/AP"]) > 0
+    assert summary["best/epoch"] in (0, 1)
+
+
+def test_the_better_direction_is_marked(told):
+    metrics = told[2]
+    assert metrics["val/*"].summary.max
+    assert metrics["train/loss"].summary.min
+
+
+def test_the_commit_is_that_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert _git_commit() is None
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *command], check=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert _git_commit() == commit
