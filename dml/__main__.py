@@ -39,6 +39,7 @@ class DMLCommand(LightningCLI):
             RetrievalDataModule,
             args=args,
             parser_class=OneLineErrors,
+            parser_kwargs={"allow_abbrev": False},  # or a misspelling that is a prefix would pass
             auto_configure_optimizers=False,
             save_config_callback=LogConfig,
             save_config_kwargs={"overwrite": True},

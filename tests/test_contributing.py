@@ -1,4 +1,4 @@
-"""The example of CONTRIBUTING.md does what it says."""
+"""The examples of CONTRIBUTING.md and README.md do what they say."""
 
 import importlib
 import re
@@ -53,3 +53,12 @@ def test_the_command_trains_with_it(my_losses, glyphs_root):
         "trainer.enable_progress_bar": "false",
     }
     main([*words, *(f"--{key}={value}" for key, value in small.items())])
+
+
+def test_the_parts_stand_alone():
+    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    labels, index = torch.arange(24) % 6, torch.arange(24)
+    names = {"embeddings": normalize(torch.eye(6)[labels], dim=1), "labels": labels, "index": index}
+    exec(source, names)
+    assert names["loss"] < 0.6
+    assert names["metrics"].compute()["R@1"] == 1

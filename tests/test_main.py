@@ -196,6 +196,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_that_step(glyphs_root, capsy
     [
         (["--model.loss.init_args.temprature=1"], "temprature"),
         (["--data.clases_per_batch=3"], "clases_per_batch"),
+        (["--trainer.max_epoch=3"], "max_epoch"),
         (["--model.loss=dml.losses.SmothAPLoss"], "SmothAPLoss"),
         (["--model.loss.init_args.temperature=-1"], "temperature is -1.0; it must be above 0"),
         (["--data.classes_per_batch=13"], "classes_per_batch is 13; the split has 12 classes"),

@@ -81,6 +81,11 @@ class RetrievalDataModule(LightningDataModule):
         self.dataset(self.root, self.splits["test"], val_classes=self.val_classes, val_seed=self.val_seed)
 
     def setup(self, stage: str) -> None:
+        if self.skip_unreadable and self._world_size > 1:
+            raise ValueError(
+                "skip_unreadable is true on several processes, whose batches would differ in size; remove the images "
+                "that cannot be read, or run on one device"
+            )
         stages = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
         for name in stages:
             if name not in self.datasets:

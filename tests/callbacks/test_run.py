@@ -1,6 +1,7 @@
-"""What Weights & Biases is told, read back from the file of an offline run by wandb's own reader."""
+"""What Weights & Biases is told, read back from the file of an offline run."""
 
 import json
+import struct
 import subprocess
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import WandbLogger
 from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
 
 from dml.callbacks import DescribeRun, LogRetrievalMetrics
 from dml.callbacks.run import _git_commit
@@ -21,12 +21,21 @@ from dml.module import RetrievalModule
 
 
 def records(path):
-    store = DataStore()
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        yield record
+    """Records of a ``.wandb`` file: a LevelDB log, in blocks of 32 KiB, behind a header of 7 bytes."""
+    data, position, partial = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        left_in_block = 32768 - position % 32768
+        if left_in_block < 7:
+            position += left_in_block
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        partial += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(partial)
+            partial = b""
+            yield record
 
 
 @pytest.fixture

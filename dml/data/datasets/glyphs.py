@@ -219,7 +219,7 @@ def _supported() -> dict[str, frozenset[int]]:
     supported = {}
     for path in sorted(_FONTS.glob("*.ttf")):
         if _UNICODE_FONTS.match(path.name) or _ASCII_FONTS.match(path.name):
-            glyphs = {int(character): glyph for character, glyph in FT2Font(path).get_charmap().items()}
+            glyphs = {int(character): glyph for character, glyph in FT2Font(str(path)).get_charmap().items()}
             drawn = {c for c, glyph in glyphs.items() if glyph and unicodedata.category(chr(c))[0] in "LNPS"}
             drawn -= {c for c in drawn if unicodedata.decomposition(chr(c)).startswith("<font>")}
             if _ASCII_FONTS.match(path.name):
