@@ -67,13 +67,18 @@ class DMLCommand(LightningCLI):
         loggers = _loggers(config)
         if any(logger.class_path.endswith("WandbLogger") for logger in loggers):
             _stay_offline_unless_logged_in()
+        local = [logger.init_args for logger in loggers if logger.class_path.endswith("CSVLogger")]
+        self._numbered = [logger for logger in local if logger.version is None]
         if config.get("ckpt_path") and self.subcommand == "fit":
-            config.ckpt_path = str(_resume(Path(config.ckpt_path), loggers))
-        for logger in loggers:
-            if logger.class_path.endswith("CSVLogger") and logger.init_args.version is None:
-                logger.init_args.version = _reserve(Path(logger.init_args.save_dir) / (logger.init_args.name or ""))
+            config.ckpt_path = str(_resume(Path(config.ckpt_path), self._numbered))
+        for logger in local:
+            logger.version = logger.version or _reserve(_runs(logger))
+            _set_aside(_runs(logger) / str(logger.version) / "metrics.csv")
 
     def after_instantiate_classes(self) -> None:
+        # The configuration is that of the experiment: started from it, another run gets a folder of its own.
+        for logger in self._numbered:
+            logger.version = None
         # With these, RetrievalModule.load_from_checkpoint(path) rebuilds embedder and loss.
         self._dump_config()
         hparams = {**self.config_dump["model"], "_instantiator": "pytorch_lightning.cli.instantiate_module"}
@@ -163,23 +168,25 @@ def _loggers(config: Any) -> list[Any]:
     return [logger for logger in loggers if hasattr(logger, "class_path")]
 
 
+def _runs(logger: Any) -> Path:
+    """Where a CSV logger keeps the folders of its runs."""
+    return Path(logger.save_dir) / (logger.name or "")
+
+
 def _resume(path: Path, loggers: list[Any]) -> Path:
-    """The checkpoint to go on from, once the loggers are set to go on with its run."""
-    local = [logger.init_args for logger in loggers if logger.class_path.endswith("CSVLogger")]
-    runs = Path(local[0].save_dir) / (local[0].name or "") if local else None
+    """The checkpoint to go on from, once the CSV loggers are set to go on with its run."""
     if str(path) == "last":
-        found = [] if runs is None else list(runs.glob("*/checkpoints/last.ckpt"))
+        found = [run for logger in loggers for run in _runs(logger).glob("*/checkpoints/last.ckpt")]
         if not found:
-            raise ValueError(
-                f"ckpt_path is 'last', but there is no */checkpoints/last.ckpt in {runs}; start without it"
-            )
+            where = [str(_runs(logger)) for logger in loggers]
+            raise ValueError(f"ckpt_path is 'last', but no run in {where} has checkpoints/last.ckpt; start without it")
         path = max(found, key=lambda candidate: candidate.stat().st_mtime)
     if not path.is_file():
         raise ValueError(f"ckpt_path is {str(path)!r}; there is no such file")
-    run = path.parent.parent
-    if runs is not None and run.parent.resolve() == runs.resolve():
-        local[0].version = run.name
-        _set_aside(run / "metrics.csv")
+    run = path.resolve().parent.parent
+    for logger in loggers:
+        if run.parent == _runs(logger).resolve():
+            logger.version = run.name
     return path
 
 
@@ -204,6 +211,7 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
+@rank_zero_only
 def _set_aside(metrics: Path) -> None:
     """Rename the metrics of the run so far, which the CSV logger would delete, to ``metrics.1.csv`` and so on."""
     if metrics.exists():

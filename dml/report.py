@@ -46,7 +46,7 @@ def _evaluate(
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # a property the stubs do not show
     metrics = next(callback.metrics for callback in callbacks if isinstance(callback, LogRetrievalMetrics))
     evaluator = Trainer(
-        accelerator=trainer.accelerator,
+        accelerator=trainer.accelerator.name(),
         devices=trainer.num_devices,
         precision=trainer.precision,
         logger=False,

@@ -102,6 +102,7 @@ def test_a_run_without_an_account_is_offline_and_says_so_in_one_line(finished):
 
 def test_the_folder_of_a_run_is_complete(finished):
     config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["trainer"]["logger"][0]["init_args"]["version"] is None  # or a second run would take this folder
     assert config["model"]["embedder"]["init_args"]["name"] == "test_resnet"
     metrics = pd.read_csv(finished / "metrics.csv")
     assert {"train/loss", "val/AP", "val/mAP@R", "val/RP", "val/R@1", "test/AP"} <= set(metrics.columns)
@@ -116,8 +117,11 @@ def test_a_checkpoint_rebuilds_the_model(finished):
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
-def test_evaluation_needs_the_checkpoint_alone(command, finished, capsys):
-    main([command, f"--ckpt_path={finished / 'checkpoints' / 'best.ckpt'}"])
+def test_evaluation_needs_the_checkpoint_alone(command, finished, monkeypatch):
+    monkeypatch.chdir(finished.parents[2])
+    before = (finished / "metrics.csv").read_bytes(), (finished / "config.yaml").read_bytes()
+    main([command, "--ckpt_path=runs/quickstart/version_0/checkpoints/best.ckpt"])
+    assert ((finished / "metrics.csv").read_bytes(), (finished / "config.yaml").read_bytes()) == before
     stage = {"validate": "val", "test": "test"}[command]
     best = pd.read_csv(finished / "metrics.csv")[f"{stage}/AP"].max()
     again = pd.read_csv(max(runs()) / "metrics.csv")[f"{stage}/AP"].dropna()
