@@ -2,6 +2,9 @@
 
 import copy
 import os
+import shutil
+import sys
+from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
@@ -36,7 +39,13 @@ def print_report(
             console.print(f"retrievals: {callback.last_path}", soft_wrap=True, highlight=False)
     if best is not None:
         checkpoint = os.path.relpath(best)
-        console.print(f"next:       dml predict --ckpt_path {checkpoint}", soft_wrap=True, highlight=False)
+        console.print(f"next:       {_command()} predict --ckpt_path {checkpoint}", soft_wrap=True, highlight=False)
+
+
+def _command() -> str:
+    """How to call ``dml`` from here: the environment of ``make quickstart`` is not on the path."""
+    script = Path(sys.executable).with_name("dml")
+    return "dml" if shutil.which("dml") or not script.exists() else os.path.relpath(script)
 
 
 def _evaluate(
