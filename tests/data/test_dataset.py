@@ -249,7 +249,10 @@ def test_loader_serves_every_image_once(root, num_workers):
 
 
 def test_unknown_split_is_named_with_those_there(root):
-    with pytest.raises(ValueError, match=r"^Folder has splits \['test', 'train'\], not 'val'; val_classes holds out training classes as one$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^Folder has splits \['test', 'train'\], not 'val'; val_classes holds out training classes as one$",
+    ):
         Folder(root, "val")
 
 
