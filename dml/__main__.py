@@ -34,12 +34,14 @@ class DMLCommand(LightningCLI):
     """LightningCLI for the one module and the one data module of this project."""
 
     def __init__(self, args: ArgsType = None) -> None:
+        whole_names = {"allow_abbrev": False}
         super().__init__(
             RetrievalModule,
             RetrievalDataModule,
             args=args,
             parser_class=OneLineErrors,
-            parser_kwargs={"allow_abbrev": False},  # or a misspelling that is a prefix would pass
+            # Or a misspelling that is a prefix would pass. Older jsonargparse asks each parser, newer the first.
+            parser_kwargs={**whole_names, **dict.fromkeys(self.subcommands(), whole_names)},
             auto_configure_optimizers=False,
             save_config_callback=LogConfig,
             save_config_kwargs={"overwrite": True},
