@@ -42,6 +42,11 @@ def fit(*arguments):
     main(["fit", f"-c={QUICKSTART}", *arguments])
 
 
+def environment_of_a_process():
+    """That of this one, without the service that wandb has started here: it writes to this process's folders."""
+    return {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"} | {"PYTHONPATH": str(ROOT)}
+
+
 def losses(folder):
     """Training loss of each step that a run's folder has logged."""
     logged = pd.concat([pd.read_csv(path) for path in sorted(folder.glob("metrics*.csv"))])
@@ -65,7 +70,7 @@ def finished(glyphs_root, tmp_path_factory):
     """Folder of a run of 3 epochs that nothing has disturbed, started as a user would."""
     folder = tmp_path_factory.mktemp("finished")
     arguments = small(glyphs_root, report="true")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = environment_of_a_process()
     environment.pop("WANDB_MODE", None)
     environment["WANDB_CONFIG_DIR"] = environment["HOME"] = str(folder)
     result = subprocess.run(
@@ -142,7 +147,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(step, finished, glyphs_
     """Checkpoints are at steps 4, 6, 8, 12, 16, 18: a run killed at 10 goes on from 8, in the middle of an epoch."""
     arguments = [sys.executable, "-m", "dml", "fit", f"-c={QUICKSTART}", *small(glyphs_root)]
     kill = ["--trainer.callbacks+=tests.faulty.SignalAt", f"--trainer.callbacks.step={step}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = environment_of_a_process()
     killed = subprocess.run(
         [*arguments, *kill, "--trainer.callbacks.name=SIGKILL"], env=environment, check=False, timeout=300
     )
@@ -165,7 +170,7 @@ def test_two_processes_train_as_one(glyphs_root, monkeypatch):
     arguments = small(glyphs_root, **vit, **{"trainer.accelerator": "cpu", "trainer.max_epochs": 2})
     fit(*arguments)
     command = [sys.executable, "-m", "dml", "fit", f"-c={QUICKSTART}", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = environment_of_a_process()
     subprocess.run(
         [*command, "--trainer.devices=2", "--trainer.strategy=ddp"], env=environment, check=True, timeout=300
     )
