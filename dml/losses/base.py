@@ -1,11 +1,22 @@
-"""What the rank losses share: shapes, checks, float32 scores, chunks of queries, and the mean over answerable ones."""
+"""What the losses share: checked inputs, float32 scores, and the mean over queries that have something to retrieve."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dml.ranking import over_queries
+from dml.ranking import sum_over_queries
+
+
+class Inputs(NamedTuple):
+    """Checked inputs of a loss: embeddings of at least float32, labels of two dimensions."""
+
+    embeddings: Tensor  # [B, D] of the queries
+    labels: Tensor  # [B, L]
+    ref_emb: Tensor  # [N, D] of the gallery
+    ref_labels: Tensor  # [N, L]
+    own_gallery: bool  # the batch is its own gallery
 
 
 class RankLoss(nn.Module, ABC):
@@ -14,22 +25,23 @@ class RankLoss(nn.Module, ABC):
     A loss is its :meth:`measure`. Queries that have nothing to retrieve are left out of the mean and counted in
     ``unanswerable``.
 
+    Memory is linear in the batch: queries are ranked a chunk at a time, and their gradient is taken with them.
+
     Args:
         include_self: Whether a query stays in its own gallery, as an item that is relevant and always first. Published
             code differs; each loss defaults to its own. Queries without another relevant item are left out either way.
-        chunk_size: Queries ranked at a time, recomputed in the backward pass: memory linear in the batch, for a little
-            more time. None ranks all at once.
+        chunk_size: Queries ranked at a time. It changes memory, not the value; None chooses.
 
     Raises:
         ValueError: If ``chunk_size`` is below 1.
     """
 
+    self_is_relevant: ClassVar[bool] = True
+    """Whether a query that stays in its own gallery is to be retrieved there, or only takes up a rank."""
+
     def __init__(self, *, include_self: bool, chunk_size: int | None = None) -> None:
         super().__init__()
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(
-                f"chunk_size is {chunk_size}; it is a number of queries, at least 1, or None for all at once"
-            )
+        check_chunk_size(chunk_size)
         self.include_self = include_self
         self.chunk_size = chunk_size
         self.unanswerable = 0
@@ -46,7 +58,9 @@ class RankLoss(nn.Module, ABC):
         """
 
     def relevance(self, labels: Tensor, ref_labels: Tensor) -> Tensor:
-        """Relevance ``[Q, N]`` of each item: by default, whether it is of the query's class at the finest level.
+        """Relevance ``[Q, N]`` of each item, 0 if it is not to be retrieved.
+
+        By default, whether it is of the query's class at the finest level.
 
         Args:
             labels: ``[Q, L]`` of the queries, finest level first.
@@ -54,8 +68,19 @@ class RankLoss(nn.Module, ABC):
         """
         return labels[:, :1] == ref_labels[:, 0]
 
+    @property
+    def logged(self) -> dict[str, float]:
+        """What the last batch has to report beside its value."""
+        return {"queries_left_out": float(self.unanswerable)} if self.unanswerable else {}
+
     def forward(
-        self, embeddings: Tensor, labels: Tensor, *, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        query_weights: Tensor | None = None,
     ) -> Tensor:
         """Mean over the queries that have something to retrieve.
 
@@ -65,54 +90,85 @@ class RankLoss(nn.Module, ABC):
             ref_emb: ``[N, D]``, the gallery to rank; by default the batch itself. It is taken to hold other images than
                 the queries.
             ref_labels: ``[N]`` or ``[N, L]``, needed with ``ref_emb``.
+            query_weights: ``[B]``, weights of the queries in the mean; by default all are 1.
 
         Returns:
-            Scalar; 0 with a zero gradient if no query has anything to retrieve.
+            Scalar; 0 with a zero gradient if no query has anything to retrieve. Once differentiable.
 
         Raises:
             ValueError: If shapes do not fit, or an embedding is not finite.
         """
-        labels = _checked_labels("embeddings", embeddings, "labels", labels)
-        # A temperature of 0.01 resolves score gaps that half precision cannot represent: rank in float32.
-        embeddings = _at_least_float32(embeddings)
-        own_gallery = ref_emb is None
-        if ref_emb is None or ref_labels is None:
-            if ref_emb is not None or ref_labels is not None:
-                raise ValueError("ref_emb and ref_labels go together; only one of them was given")
-            ref_emb, ref_labels = embeddings, labels
-        else:
-            ref_labels = _checked_labels("ref_emb", ref_emb, "ref_labels", ref_labels)
-            if ref_emb.shape[1] != embeddings.shape[1] or ref_labels.shape[1] != labels.shape[1]:
-                raise ValueError(
-                    f"ref_emb {list(ref_emb.shape)} and ref_labels {list(ref_labels.shape)} must have the columns of "
-                    f"embeddings {list(embeddings.shape)} and labels {list(labels.shape)}"
-                )
-        with torch.autocast(embeddings.device.type, enabled=False):
-            return self._loss(embeddings, labels, _at_least_float32(ref_emb), ref_labels, own_gallery)
-
-    def _loss(
-        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, own_gallery: bool
-    ) -> Tensor:
-        item = torch.arange(len(ref_emb), device=embeddings.device)
-
-        def answerable_and_measured(queries: slice) -> Tensor:
-            relevance = self.relevance(labels[queries], ref_labels)
-            itself = (
-                item[queries].unsqueeze(1) == item if own_gallery else torch.zeros_like(relevance, dtype=torch.bool)
+        inputs = checked_inputs(embeddings, labels, ref_emb, ref_labels)
+        if query_weights is None:
+            query_weights = inputs.embeddings.new_ones(len(embeddings))
+        elif query_weights.shape != embeddings.shape[:1] or not (query_weights >= 0).all():
+            raise ValueError(
+                f"query_weights must be {len(embeddings)} numbers, none below 0; they are {list(query_weights.shape)}, "
+                f"from {query_weights.min().item() if query_weights.numel() else None}"
             )
-            answerable = (relevance.bool() & ~itself).any(dim=1)
-            valid = torch.ones_like(itself) if self.include_self else ~itself
-            measured = self.measure(embeddings[queries] @ ref_emb.T, relevance, valid)
-            return torch.stack([answerable.to(measured.dtype), measured], dim=1)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return self._loss(inputs, query_weights.to(inputs.embeddings.dtype))
 
-        columns = over_queries(answerable_and_measured, len(embeddings), self.chunk_size)
-        answerable, measured = columns[:, 0].detach(), columns[:, 1]
-        self.unanswerable = len(embeddings) - int(answerable.sum())
-        return ((1 - measured) * answerable).sum() / answerable.sum().clamp(min=1)
+    def _loss(self, inputs: Inputs, weights: Tensor) -> Tensor:
+        answerable_chunks = []
+        # Nothing is retrieved by retrieving oneself.
+        least = int(inputs.own_gallery and self.self_is_relevant)
+
+        def cost(scores: Tensor, queries: slice) -> Tensor:
+            relevance = self.relevance(inputs.labels[queries], inputs.ref_labels)
+            valid = torch.ones_like(scores, dtype=torch.bool)
+            if inputs.own_gallery and not self.include_self:
+                valid.diagonal(queries.start).zero_()
+            if inputs.own_gallery and not self.self_is_relevant:
+                relevance.diagonal(queries.start).zero_()
+            answerable = relevance.bool().sum(dim=1, dtype=torch.int32) > least
+            answerable_chunks.append(answerable)
+            return ((1 - self.measure(scores, relevance, valid)) * (answerable * weights[queries])).sum()
+
+        total = sum_over_queries(
+            cost,
+            inputs.embeddings,
+            inputs.ref_emb,
+            chunk_size=self.chunk_size,
+            parameters=list(self.parameters()),
+        )
+        answerable = torch.cat([weights.new_empty(0, dtype=torch.bool), *answerable_chunks])
+        self.unanswerable = len(weights) - int(answerable.sum())
+        mean: Tensor = total / (answerable * weights).sum().clamp(min=1e-12)
+        return mean
 
 
-def _at_least_float32(embeddings: Tensor) -> Tensor:
+def checked_inputs(embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None) -> Inputs:
+    """Inputs of a loss, if they fit each other; without references the batch is its own gallery.
+
+    Raises:
+        ValueError: If shapes do not fit, or an embedding is not finite; the message has the value seen.
+    """
+    labels = _checked_labels("embeddings", embeddings, "labels", labels)
+    # A temperature of 0.01 resolves score gaps that half precision cannot represent: rank in float32.
+    embeddings = at_least_float32(embeddings)
+    if ref_emb is None and ref_labels is None:
+        return Inputs(embeddings, labels, embeddings, labels, own_gallery=True)
+    if ref_emb is None or ref_labels is None:
+        raise ValueError("ref_emb and ref_labels go together; only one of them was given")
+    ref_labels = _checked_labels("ref_emb", ref_emb, "ref_labels", ref_labels)
+    if ref_emb.shape[1] != embeddings.shape[1] or ref_labels.shape[1] != labels.shape[1]:
+        raise ValueError(
+            f"ref_emb {list(ref_emb.shape)} and ref_labels {list(ref_labels.shape)} must have the columns of "
+            f"embeddings {list(embeddings.shape)} and labels {list(labels.shape)}"
+        )
+    return Inputs(embeddings, labels, at_least_float32(ref_emb), ref_labels, own_gallery=False)
+
+
+def at_least_float32(embeddings: Tensor) -> Tensor:
+    """The embeddings in float64 if they are, else in float32."""
     return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raise ``ValueError`` unless it is None or at least 1."""
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; it is a number of queries, at least 1, or None to choose")
 
 
 def _checked_labels(emb_name: str, embeddings: Tensor, labels_name: str, labels: Tensor) -> Tensor:
@@ -125,8 +181,9 @@ def _checked_labels(emb_name: str, embeddings: Tensor, labels_name: str, labels:
         raise ValueError(
             f"{labels_name} must be [B] or [B, L] for {len(embeddings)} {emb_name}; it is {list(labels.shape)}"
         )
-    finite = embeddings.detach().isfinite().all(dim=1)
-    if not finite.all():
+    # One number says whether to look closer.
+    if not embeddings.detach().sum(dtype=torch.float64).isfinite():
+        finite = embeddings.detach().isfinite().all(dim=1)
         rows = (~finite).nonzero().flatten().tolist()
         raise ValueError(f"{emb_name} must be finite; {len(rows)} of {len(finite)} rows are not, first rows {rows[:5]}")
     return labels.unsqueeze(1) if labels.ndim == 1 else labels

@@ -5,6 +5,8 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor, nn
 
+from dml.losses.base import at_least_float32
+
 
 class PairLoss(nn.Module):
     """A loss of pytorch-metric-learning, with its miner, at one label level.
@@ -41,8 +43,8 @@ class PairLoss(nn.Module):
         own = self._column(labels)
         others = None if ref_labels is None else self._column(ref_labels)
         with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings = embeddings.float()
-            ref_emb = None if ref_emb is None else ref_emb.float()
+            embeddings = at_least_float32(embeddings)
+            ref_emb = None if ref_emb is None else at_least_float32(ref_emb)
             mined = None if self.miner is None else self.miner(embeddings, own, ref_emb, others)
             value: Tensor = self.loss(embeddings, own, mined, ref_emb, others)
         return value

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dml.ranking.blocks import Block, walk
+from dml.ranking.blocks import Block, gallery_of, walk
 from dml.ranking.ranks import Ranks
 
 
@@ -30,16 +30,19 @@ def exact_ranks(scores: Tensor, relevance: Tensor, valid: Tensor) -> Ranks:
 
 
 def _count(block: Block, scores: Tensor, relevance: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    gallery = scores[block.rows].masked_fill_(~valid[block.rows], -torch.inf)  # [b, N]
+    gallery = gallery_of(block, scores, valid)  # [b, N]
     own = gallery.gather(1, block.items)
     relevant = own.masked_fill(~block.present, -torch.inf)  # [b, P]
     weight = relevance[block.rows].gather(1, block.items).to(scores.dtype) * block.present
     above = torch.empty_like(gallery)  # on a CPU, summing floats is several times faster than summing booleans
     rank, hrank = torch.empty_like(own), torch.empty_like(own)
-    for k, rows in enumerate(block.layers):
-        item = own[:rows, k : k + 1]
+    for rows, items in block.slabs(gallery.shape[1]):
+        item = own[:rows, items].unsqueeze(2)
+        slab = above[:rows].unsqueeze(1) if item.shape[1] == 1 else above.new_empty(rows, item.shape[1], above.shape[1])
         # The item is not below itself: it counts once in both sums, as the definition of the ranks has it.
-        rank[:rows, k] = torch.ge(gallery[:rows], item, out=above[:rows]).sum(dim=1)
-        shared = torch.minimum(weight[:rows, k : k + 1], weight[:rows])
-        hrank[:rows, k] = (shared * (relevant[:rows] >= item)).sum(dim=1)
+        rank[:rows, items] = torch.ge(gallery[:rows].unsqueeze(1), item, out=slab).sum(dim=2)
+    for rows, items in block.slabs(own.shape[1]):
+        shared = torch.minimum(weight[:rows, items].unsqueeze(2), weight[:rows].unsqueeze(1))
+        not_below = relevant[:rows].unsqueeze(1) >= own[:rows, items].unsqueeze(2)
+        hrank[:rows, items] = (shared * not_below).sum(dim=2)
     return block.query, block.to_pairs(weight), block.to_pairs(rank), block.to_pairs(hrank)

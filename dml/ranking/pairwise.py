@@ -10,33 +10,40 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dml.ranking.blocks import Block, walk
+from dml.ranking.blocks import Block, gallery_of, walk
 from dml.ranking.ranks import Ranks
 from dml.ranking.steps import Step
 
 
 def pairwise_ranks(
-    scores: Tensor, relevance: Tensor, valid: Tensor, *, positive_step: Step, negative_step: Step
+    scores: Tensor,
+    relevance: Tensor,
+    valid: Tensor,
+    *,
+    positive_step: Step,
+    negative_step: Step,
+    levels: Tensor | None = None,
 ) -> Ranks:
     r"""Rank the relevant items of each query with a (differentiable) step.
 
     .. math:: \mathrm{rank}_i = 1 + \sum_{j \ne i} H(s_j - s_i), \qquad
         \mathrm{hrank}_i = r_i + \sum_{j \ne i} \min(r_i, r_j) H^+(s_j - s_i)
 
-    where :math:`H` is the positive step :math:`H^+` if :math:`r_j \ge r_i`, else the negative step.
+    where :math:`H` is the positive step :math:`H^+` if :math:`l_j \ge l_i`, else the negative step.
 
     Args:
         scores: ``[Q, N]``; gradients flow to it, once.
-        relevance: ``[Q, N]``, bool or float in [0, 1].
+        relevance: ``[Q, N]``, :math:`r`, bool or float, not negative.
         valid: ``[Q, N]`` bool.
         positive_step: Applied between a relevant item and the items at least as relevant.
         negative_step: Applied between a relevant item and the less relevant ones.
+        levels: ``[Q, N]``, :math:`l`, what "at least as relevant" compares; by default the relevance itself.
 
     Returns:
         Ranks of the valid items with relevance above 0.
     """
     ranks: tuple[Tensor, Tensor, Tensor, Tensor] = _PairwiseRanks.apply(
-        scores, relevance, valid, positive_step, negative_step
+        scores, relevance, valid, relevance if levels is None else levels, positive_step, negative_step
     )
     query, relevance, rank, hrank = ranks
     return Ranks(query, relevance, rank, hrank, torch.ones_like(rank), len(scores))
@@ -45,13 +52,20 @@ def pairwise_ranks(
 class _PairwiseRanks(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, relevance: Tensor, valid: Tensor, positive_step: Step, negative_step: Step
+        ctx: Any,
+        scores: Tensor,
+        relevance: Tensor,
+        valid: Tensor,
+        levels: Tensor,
+        positive_step: Step,
+        negative_step: Step,
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(scores, relevance, valid)
+        ctx.save_for_backward(scores, relevance, valid, levels)
         ctx.steps = positive_step, negative_step
+        ctx.blocks = list(walk(relevance, valid))  # linear in the pairs: worth keeping for the backward
         pairs = [
-            _ranks_of_block(block, scores, relevance, valid, positive_step, negative_step)
-            for block in walk(relevance, valid)
+            _ranks_of_block(block, _Comparisons(block, scores, relevance, valid, levels), positive_step, negative_step)
+            for block in ctx.blocks
         ]
         none = scores.new_empty(0)
         pairs.append((none.long(), none, none, none))
@@ -62,82 +76,87 @@ class _PairwiseRanks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _query: Tensor, _own: Tensor, grad_rank: Tensor, grad_hrank: Tensor) -> tuple[Any, ...]:
-        scores, relevance, valid = ctx.saved_tensors
-        grad = torch.zeros_like(scores)
+        grad = torch.zeros_like(ctx.saved_tensors[0])
         first = 0
-        for block in walk(relevance, valid):
+        for block in ctx.blocks:
             pairs = slice(first, first := first + len(block.query))
             incoming = block.to_padded(grad_rank[pairs]), block.to_padded(grad_hrank[pairs])
-            grad[block.rows] = _gradient_of_block(block, scores, relevance, valid, ctx.steps, incoming)
-        return grad, None, None, None, None
+            compared = _Comparisons(block, *ctx.saved_tensors)
+            if isinstance(block.rows, slice):
+                _add_gradient(grad[block.rows], block, compared, ctx.steps, incoming)
+            else:
+                grad[block.rows] = _add_gradient(grad[block.rows], block, compared, ctx.steps, incoming)
+        return grad, None, None, None, None, None
 
 
-class _Layers:
+class _Comparisons:
     """What both passes need of a block: its scores, and those of its relevant items."""
 
-    def __init__(self, block: Block, scores: Tensor, relevance: Tensor, valid: Tensor) -> None:
-        # An item that is not in the gallery is infinitely far below: every step is 0 there.
-        self.scores = scores[block.rows].masked_fill_(~valid[block.rows], -torch.inf)  # [b, N]
-        own = self.scores.gather(1, block.items)
-        self.relevant = own.masked_fill(~block.present, -torch.inf)  # [b, P]
+    def __init__(self, block: Block, scores: Tensor, relevance: Tensor, valid: Tensor, levels: Tensor) -> None:
+        self.scores = gallery_of(block, scores, valid)  # [b, N]
+        self.own = self.scores.gather(1, block.items).masked_fill_(~block.present, 0)  # [b, P]
+        self.relevant = self.own.masked_fill(~block.present, -torch.inf)  # [b, P]
         self.relevance = relevance[block.rows].gather(1, block.items).to(scores.dtype) * block.present  # [b, P]
-        self.own = own
+        self.level = self.relevance if levels is relevance else levels[block.rows].gather(1, block.items)  # [b, P]
         self.buffer = torch.empty_like(self.scores)
 
-    def differences(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
-        """Scores of all items ``[rows, N]`` and of the relevant ones ``[rows, P]`` less that of the layer's item."""
-        own = self.own[:rows, layer : layer + 1]
-        return torch.sub(self.scores[:rows], own, out=self.buffer[:rows]), self.relevant[:rows] - own
+    def with_gallery(self, rows: int, items: slice) -> Tensor:
+        """Scores of all items ``[r, p, N]`` less those of a slab's."""
+        own = self.own[:rows, items].unsqueeze(2)
+        # Most slabs are one item wide; theirs fit the buffer.
+        out = self.buffer[:rows].unsqueeze(1) if own.shape[1] == 1 else None
+        return torch.sub(self.scores[:rows].unsqueeze(1), own, out=out)
 
-    def weights(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
-        """``min(r_i, r_j)`` and ``r_j >= r_i`` over the relevant items ``[rows, P]``, 0 for the item itself."""
-        own, others = self.relevance[:rows, layer : layer + 1], self.relevance[:rows]
-        shared, as_relevant = torch.minimum(own, others), (others >= own).to(others.dtype)
-        shared[:, layer] = 0
-        as_relevant[:, layer] = 0
-        return shared, as_relevant
+    def with_relevant(self, rows: int, items: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of the relevant items ``[r, p, P]`` less those of a slab's; their ``min(r_i, r_j)``; ``l_j >= l_i``.
+
+        The last two are 0 for the item itself.
+        """
+        difference = self.relevant[:rows].unsqueeze(1) - self.own[:rows, items].unsqueeze(2)
+        shared = torch.minimum(self.relevance[:rows].unsqueeze(1), self.relevance[:rows, items].unsqueeze(2))
+        as_relevant = torch.empty_like(shared)
+        torch.ge(self.level[:rows].unsqueeze(1), self.level[:rows, items].unsqueeze(2), out=as_relevant)
+        for weight in (shared, as_relevant):
+            weight.diagonal(items.start, dim1=1, dim2=2).zero_()
+        return difference, shared, as_relevant
 
 
 def _ranks_of_block(
-    block: Block, scores: Tensor, relevance: Tensor, valid: Tensor, positive: Step, negative: Step
+    block: Block, compared: _Comparisons, positive: Step, negative: Step
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    layers = _Layers(block, scores, relevance, valid)
-    rank, hrank = torch.ones_like(layers.own), layers.relevance.clone()
-    itself = negative(scores.new_zeros(1))  # the item is not above itself, but the sum below counts it
-    for k, rows in enumerate(block.layers):
-        difference, among_relevant = layers.differences(k, rows)
-        shared, as_relevant = layers.weights(k, rows)
-        above = positive(among_relevant)
-        rank[:rows, k] += negative(difference).sum(dim=1) - itself
-        hrank[:rows, k] += (above * shared).sum(dim=1)
+    # The item is not above itself, but the sum over the gallery counts it.
+    rank = torch.ones_like(compared.own).sub_(negative(compared.own.new_zeros(1)))
+    hrank = compared.relevance.clone()
+    for rows, items in block.slabs(compared.scores.shape[1]):
+        rank[:rows, items].add_(negative(compared.with_gallery(rows, items)).sum(dim=2))
+    for rows, items in block.slabs(compared.own.shape[1]):
+        difference, shared, as_relevant = compared.with_relevant(rows, items)
+        above = positive(difference)
+        hrank[:rows, items].add_((above * shared).sum(dim=2))
         if positive != negative:
-            rank[:rows, k] += ((above - negative(among_relevant)) * as_relevant).sum(dim=1)
-    return block.query, block.to_pairs(layers.relevance), block.to_pairs(rank), block.to_pairs(hrank)
+            rank[:rows, items].add_((above - negative(difference)).mul_(as_relevant).sum(dim=2))
+    return block.query, block.to_pairs(compared.relevance), block.to_pairs(rank), block.to_pairs(hrank)
 
 
-def _gradient_of_block(
-    block: Block,
-    scores: Tensor,
-    relevance: Tensor,
-    valid: Tensor,
-    steps: tuple[Step, Step],
-    incoming: tuple[Tensor, Tensor],
+def _add_gradient(
+    grad: Tensor, block: Block, compared: _Comparisons, steps: tuple[Step, Step], incoming: tuple[Tensor, Tensor]
 ) -> Tensor:
+    """Add to ``grad [b, N]`` what the ranks of a block, whose gradients come in, want of its scores."""
     positive, negative = steps
     grad_rank, grad_hrank = incoming  # [b, P]
-    layers = _Layers(block, scores, relevance, valid)
-    grad, grad_relevant = torch.zeros_like(layers.scores), torch.zeros_like(layers.own)
-    for k, rows in enumerate(block.layers):
-        difference, among_relevant = layers.differences(k, rows)
-        shared, as_relevant = layers.weights(k, rows)
-        by_rank, by_hrank = grad_rank[:rows, k : k + 1], grad_hrank[:rows, k : k + 1]
-        slope = negative.slope(difference).mul_(by_rank)
-        grad[:rows] += slope
-        pull = positive.slope(among_relevant)
-        push = pull * shared * by_hrank
+    grad_own = torch.zeros_like(compared.own)
+    # Raising an item lowers its differences to all others. Its own term is in both sums and cancels.
+    for rows, items in block.slabs(compared.scores.shape[1]):
+        slope, by_rank = negative.slope(compared.with_gallery(rows, items)), grad_rank[:rows, items]
+        for item in range(by_rank.shape[1]):  # a small batched product would cost three times as much
+            grad[:rows].addcmul_(slope[:, item], by_rank[:, item, None])
+        grad_own[:rows, items].sub_(slope.sum(dim=2).mul_(by_rank))
+    for rows, items in block.slabs(compared.own.shape[1]):
+        difference, shared, as_relevant = compared.with_relevant(rows, items)
+        pull = positive.slope(difference)
+        push = shared.mul_(pull).mul_(grad_hrank[:rows, items].unsqueeze(2))
         if positive != negative:
-            push += (pull - negative.slope(among_relevant)) * as_relevant * by_rank
-        grad_relevant[:rows] += push
-        # Raising the item itself lowers every difference. Its own term is in both sums and cancels.
-        grad_relevant[:rows, k] -= slope.sum(dim=1) + push.sum(dim=1)
-    return grad.scatter_add_(1, block.items, grad_relevant * block.present)
+            push += (pull - negative.slope(difference)) * as_relevant * grad_rank[:rows, items].unsqueeze(2)
+        grad_own[:rows].add_(push.sum(dim=1))
+        grad_own[:rows, items].sub_(push.sum(dim=2))
+    return grad.scatter_add_(1, block.items, grad_own.mul_(block.present))

@@ -11,7 +11,13 @@ StepFunction = Callable[[Tensor], Tensor]
 
 
 def reference_ranks(
-    scores: Tensor, relevance: Tensor, valid: Tensor, *, positive_step: StepFunction, negative_step: StepFunction
+    scores: Tensor,
+    relevance: Tensor,
+    valid: Tensor,
+    *,
+    positive_step: StepFunction,
+    negative_step: StepFunction,
+    levels: Tensor | None = None,
 ) -> Ranks:
     """Rank the relevant items of each query, one pair at a time, in float64.
 
@@ -24,11 +30,13 @@ def reference_ranks(
         valid: ``[Q, N]`` bool; an invalid item is not in the query's gallery at all.
         positive_step: Score difference to "is above", for items at least as relevant as the ranked one.
         negative_step: The same for less relevant items.
+        levels: ``[Q, N]``, what "as relevant" compares; by default the relevance itself.
 
     Returns:
         The ranks of the valid relevant items, ordered by query, then by item.
     """
     scores, relevance = scores.double(), relevance.double()
+    levels = relevance if levels is None else levels.double()
     num_queries, num_items = scores.shape
     pairs = [
         (query, item)
@@ -45,6 +53,7 @@ def reference_ranks(
             relevance[query, item],
             scores[query, others],
             relevance[query, others],
+            levels[query, others] >= levels[query, item],
             positive_step=positive_step,
             negative_step=negative_step,
         )
@@ -60,15 +69,16 @@ def _rank_item(
     relevance: Tensor,
     other_scores: Tensor,
     other_relevances: Tensor,
+    as_relevant: Tensor,
     *,
     positive_step: StepFunction,
     negative_step: StepFunction,
 ) -> tuple[Tensor, Tensor]:
     """Rank and hierarchical rank of one item against the other items of its query's gallery."""
     rank, hrank = torch.ones_like(relevance), relevance.clone()
-    for other_score, other_relevance in zip(other_scores, other_relevances, strict=True):
+    for other_score, other_relevance, positive in zip(other_scores, other_relevances, as_relevant, strict=True):
         difference = other_score - score
-        step = positive_step if other_relevance >= relevance else negative_step
+        step = positive_step if positive else negative_step
         rank = rank + step(difference)
         hrank = hrank + torch.minimum(relevance, other_relevance) * positive_step(difference)
     return rank, hrank
