@@ -36,23 +36,27 @@ class RetrievalModule(LightningModule):
     Args:
         embedder: From images to embeddings.
         loss: Called as ``loss(embeddings [B, D], labels [B, L])``.
-        optimizer: From parameters to an optimizer.
+        optimizer: From parameters, or groups of them, to an optimizer.
         schedule: From the share of training that is done, in [0, 1], to a factor of the learning rate; see
             :mod:`dml.schedules`. By default the rate is constant.
+        loss_learning_rate: Of the loss's own parameters, if it has any, such as proxies; they are not decayed. By
+            default it is that of the optimizer.
     """
 
     def __init__(
         self,
         embedder: TimmEmbedder,
         loss: nn.Module,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.AdamW,
+        optimizer: Callable[[Iterable[Any]], Optimizer] = torch.optim.AdamW,
         schedule: Callable[[float], float] | None = None,
+        loss_learning_rate: float | None = None,
     ) -> None:
         super().__init__()
         self.embedder = embedder
         self.loss = loss
         self.optimizer = optimizer
         self.schedule = schedule
+        self.loss_learning_rate = loss_learning_rate
         self._random_state: dict[str, Any] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -71,9 +75,8 @@ class RetrievalModule(LightningModule):
         loss: Tensor = self.loss(embeddings, labels)
         self._check_finite("the loss", loss)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(embeddings))
-        unanswerable = getattr(self.loss, "unanswerable", 0)
-        if unanswerable:
-            self.log("train/queries_left_out", float(unanswerable), batch_size=len(embeddings))
+        for name, value in getattr(self.loss, "logged", {}).items():
+            self.log(f"train/{name}", value, batch_size=len(embeddings))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Evaluated:
@@ -86,7 +89,7 @@ class RetrievalModule(LightningModule):
         return self._evaluate(batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(self.parameters())
+        optimizer = self.optimizer(self._parameter_groups())
         if self.schedule is None:
             return optimizer
         scheduler = LambdaLR(optimizer, self._learning_rate_factor)
@@ -107,6 +110,15 @@ class RetrievalModule(LightningModule):
             if len(self._random_state["cuda"]) == torch.cuda.device_count() > 0:
                 torch.cuda.set_rng_state_all([state.cpu() for state in self._random_state["cuda"]])
             self._random_state = None
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = [{"params": list(self.embedder.parameters())}]
+        of_loss = list(self.loss.parameters())
+        if of_loss:
+            groups.append({"params": of_loss, "weight_decay": 0.0})
+            if self.loss_learning_rate is not None:
+                groups[-1]["lr"] = self.loss_learning_rate
+        return groups
 
     def _learning_rate_factor(self, step: int) -> float:
         # Lightning counts the steps by setting up the loaders. Asked before the first step, it would do so before a

@@ -19,7 +19,6 @@ SMALL = {
     "data.num_workers": 0,
     "model.embedder.name": "test_resnet",
     "model.embedder.pretrained": "false",
-    "model.embedder.embedding_dim": 8,
     "model.embedder.image_size": 64,
     "report": "false",
     "trainer.fast_dev_run": "true",

@@ -164,10 +164,27 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(step, finished, glyphs_
         assert torch.equal(ours, theirs)
 
 
-def test_two_processes_train_as_one(glyphs_root, monkeypatch):
-    """The same batches, losses and metrics. A ViT: batch normalisation would see half of a batch on each process."""
+HAPPIER = """
+model:
+  loss:
+    class_path: dml.losses.WeightedSum
+    init_args:
+      losses:
+        - class_path: dml.losses.SupHAPLoss
+        - class_path: dml.losses.NormSoftmaxLoss
+          init_args: {num_classes: 12, embedding_dim: 8}
+      weights: [0.9, 0.1]
+  loss_learning_rate: 0.1
+"""
+
+
+@pytest.mark.parametrize("overlay", ["", HAPPIER], ids=["SmoothAP", "HAPPIER"])
+def test_two_processes_train_as_one(overlay, glyphs_root, tmp_path):
+    """The same batches, losses, proxies and metrics. A ViT: batch normalisation would see half of a batch on each."""
+    (tmp_path / "overlay.yaml").write_text(overlay)
     vit = {"model.embedder.name": "test_vit", "model.embedder.drop_path_rate": 0}
-    arguments = small(glyphs_root, **vit, **{"trainer.accelerator": "cpu", "trainer.max_epochs": 2})
+    small_run = small(glyphs_root, **vit, **{"trainer.accelerator": "cpu", "trainer.max_epochs": 2})
+    arguments = ["-c=overlay.yaml", *small_run] if overlay else small_run
     fit(*arguments)
     command = [sys.executable, "-m", "dml", "fit", f"-c={QUICKSTART}", *arguments]
     environment = environment_of_a_process()
@@ -178,6 +195,10 @@ def test_two_processes_train_as_one(glyphs_root, monkeypatch):
     assert losses(both).tolist() == pytest.approx(losses(alone).tolist(), abs=1e-4)
     metrics = [pd.read_csv(run / "metrics.csv")["val/AP"].dropna().tolist() for run in (both, alone)]
     assert metrics[0] == pytest.approx(metrics[1], abs=1e-3)
+    weights = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (both, alone)]
+    for name in weights[0]:
+        if name.startswith("loss."):
+            torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-3)
 
 
 def test_ctrl_c_saves_and_exits(glyphs_root, finished):

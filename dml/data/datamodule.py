@@ -134,7 +134,7 @@ class RetrievalDataModule(LightningDataModule):
 
     def _dataset(self, stage: str) -> RetrievalDataset:
         transforms = self.train_transforms if stage == "train" else self.eval_transforms
-        return self.dataset(
+        dataset = self.dataset(
             self.root,
             self.splits[stage],
             transform=nn.Sequential(*transforms),
@@ -143,6 +143,10 @@ class RetrievalDataModule(LightningDataModule):
             val_seed=self.val_seed,
             seed=self.seed,
         )
+        if stage == "train":
+            # From 0 without gaps, so that a loss with one proxy for each class can take them as they are.
+            dataset.labels = torch.stack([level.unique(return_inverse=True)[1] for level in dataset.labels.T], dim=1)
+        return dataset
 
     def _eval_loader(self, stage: str) -> DataLoader[Batch]:
         dataset: Any = self.datasets[stage]

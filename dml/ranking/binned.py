@@ -44,6 +44,11 @@ class Bins:
         return (self.max_score - scores) * ((self.num_bins - 1) / (self.max_score - self.min_score))
 
 
+# The score of an embedding with itself lies at the upper end, give or take its rounding: it has no slope there, rather
+# than one at random.
+AT_END = 1e-5
+
+
 def binned_ranks(scores: Tensor, relevance: Tensor, valid: Tensor, *, bins: Bins) -> Ranks:
     """Rank the bins of a soft histogram instead of the items; its pairs are (query, bin).
 
@@ -103,7 +108,7 @@ class _CountAbove(torch.autograd.Function):
         grad = torch.empty_like(position)
         for rows in _rows(position):
             place = position[rows]
-            inside = (place > 0) & (place < ctx.num_bins - 1) & counted[rows]
+            inside = (place > AT_END) & (place < ctx.num_bins - 1 - AT_END) & counted[rows]
             bin_ = place.clamp(0, ctx.num_bins - 1).long()
             grad[rows] = grad_counts[rows].neg().gather(1, bin_).mul_(inside)
         return grad, None, None

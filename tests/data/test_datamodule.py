@@ -128,7 +128,7 @@ def test_a_third_of_the_training_classes_can_validate(tmp_path):
         StanfordOnlineProducts, str(tmp_path), 2, val_classes=1 / 3, image_size=16, num_workers=0
     )
     data.setup("fit")
-    train, val = (set(data.datasets[split].labels[:, 0].tolist()) for split in ("train", "val"))
+    train, val = (set(data.datasets[split].index["product"]) for split in ("train", "val"))
     assert not train & val
     assert len(val) == round((len(train) + len(val)) / 3)
 
@@ -187,3 +187,25 @@ def test_images_of_two_sizes_name_the_shapes(tmp_path):
     data.setup("fit")
     with pytest.raises(ValueError, match=r"shapes \[\(3, 8, 8\), \(3, 9, 9\)\]"):
         list(data.train_dataloader())
+
+
+def test_training_labels_have_no_gaps(glyphs_root):
+    """A loss with one proxy for each class takes labels as they are; classes held out for validation leave gaps."""
+    module = RetrievalDataModule(Glyphs, str(glyphs_root), 4, 2, image_size=32, channels=1, num_workers=0)
+    module.dataset = WithGaps
+    module.setup("fit")
+    labels = module.datasets["train"].labels
+    published = WithGaps(str(glyphs_root), "train", channels=1).labels
+    assert published[:, 0].max() >= len(published[:, 0].unique())
+    for level in range(labels.shape[1]):
+        assert labels[:, level].unique().tolist() == list(range(len(published[:, level].unique())))
+        pairs = torch.stack([labels[:, level], published[:, level]], dim=1).unique(dim=0)
+        assert len(pairs) == len(published[:, level].unique())
+
+
+class WithGaps(Glyphs):
+    @staticmethod
+    def read_index(root):
+        index = Glyphs.read_index(root)
+        names = sorted(index.loc[index["split"] == "train", Glyphs.levels[0]].unique())
+        return index[~((index["split"] == "train") & index[Glyphs.levels[0]].isin(names[::3]))]
