@@ -10,7 +10,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/dml fit -c experiments/quickstart.yaml
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest --nbmake dml tests notebooks
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,25 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 
 
+def my_file(name, folder, monkeypatch):
+    """The file that the text asks to save under this name, imported from a folder outside the package."""
+    (source,) = re.findall(rf"`{name}.py`.*?```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    (folder / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.chdir(folder)
+    importlib.invalidate_caches()
+    sys.modules.pop(name, None)
+    return importlib.import_module(name)
+
+
 @pytest.fixture
 def my_losses(tmp_path, monkeypatch):
-    (source,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    (tmp_path / "my_losses.py").write_text(source)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    importlib.invalidate_caches()
-    return importlib.import_module("my_losses")
+    return my_file("my_losses", tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def my_measures(tmp_path, monkeypatch):
+    return my_file("my_measures", tmp_path, monkeypatch)
 
 
 def test_the_slope_is_the_derivative(my_losses):
@@ -32,18 +44,31 @@ def test_the_slope_is_the_derivative(my_losses):
     torch.testing.assert_close(step.slope(difference.detach()), derivative)
 
 
-def test_the_loss_learns(my_losses):
+@pytest.mark.parametrize("name", ["my_losses.ArctanAPLoss", "my_measures.ReciprocalRankLoss"])
+def test_the_loss_learns(name, my_losses, my_measures):
     generator = torch.Generator().manual_seed(0)
     embeddings = normalize(torch.randn(24, 16, generator=generator), dim=1).requires_grad_()
     labels = torch.arange(24) % 6
-    loss = my_losses.ArctanAPLoss(scale=0.1)
+    module, _, cls = name.partition(".")
+    loss = getattr(sys.modules[module], cls)(0.1)
     before = loss(embeddings, labels)
     (gradient,) = torch.autograd.grad(before, embeddings)
     assert loss(normalize(embeddings - 0.5 * gradient, dim=1), labels) < before
 
 
-def test_the_command_trains_with_it(my_losses, glyphs_root):
-    (command,) = re.findall(r"^dml (fit .*my_losses.*)$", TEXT, flags=re.MULTILINE)
+def test_the_measure_is_a_metric_too(my_measures):
+    embeddings = normalize(torch.tensor([[1.0, 0.1], [1.0, 0.3], [1.0, 0.0], [0.3, 1.0]]), dim=1)
+    metric = my_measures.ReciprocalRankMetrics(recall_at=[1])
+    metric.update(embeddings, labels=torch.tensor([[0], [0], [1], [1]]), index=torch.arange(4))
+    found = metric.compute()
+    ranks = [2, 1, 3, 3]
+    assert found["MRR"].item() == pytest.approx(sum(1 / rank for rank in ranks) / 4)
+    assert set(found) > {"AP", "R@1"}
+
+
+@pytest.mark.parametrize("name", ["my_losses", "my_measures"])
+def test_the_command_trains_with_it(name, my_losses, my_measures, glyphs_root):
+    (command,) = re.findall(rf"^dml (fit .*{name}.*)$", TEXT, flags=re.MULTILINE)
     words = [word.replace("experiments/", f"{ROOT}/experiments/") for word in shlex.split(command)]
     small = {
         "data.root": glyphs_root,
