@@ -1,9 +1,11 @@
 """The pairwise ranker: every relevant item against the gallery, with any step.
 
 Autograd would keep several ``[M, N]`` tensors for the backward pass. This function keeps the scores, and recomputes the
-slopes a block of queries at a time, so its memory is the scores and their gradient.
+slopes a block of queries at a time, so its memory is the scores and their gradient. On a GPU, the kernels of
+:mod:`dml.ranking.fused` do the same for the steps that they know.
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -42,11 +44,22 @@ def pairwise_ranks(
     Returns:
         Ranks of the valid items with relevance above 0.
     """
+    if _has_kernels(scores):
+        from dml.ranking.fused import fused_ranks, supports  # elsewhere Triton may not be installed
+
+        if supports(positive_step, negative_step):
+            return fused_ranks(
+                scores, relevance, valid, positive_step=positive_step, negative_step=negative_step, levels=levels
+            )
     ranks: tuple[Tensor, Tensor, Tensor, Tensor] = _PairwiseRanks.apply(
         scores, relevance, valid, relevance if levels is None else levels, positive_step, negative_step
     )
     query, relevance, rank, hrank = ranks
     return Ranks(query, relevance, rank, hrank, torch.ones_like(rank), len(scores))
+
+
+def _has_kernels(scores: Tensor) -> bool:
+    return scores.is_cuda and find_spec("triton") is not None
 
 
 class _PairwiseRanks(torch.autograd.Function):
