@@ -55,7 +55,9 @@ PEERS: dict[str, nn.Module] = {
     "CalibrationLoss": peers.ContrastiveLoss(pos_margin=0.9, neg_margin=0.6),
 }
 HIERARCHICAL = ("SmoothHAPLoss", "SupHAPLoss", "SmoothNDCGLoss", "SupNDCGLoss")
-HEADER = "| loss | B | ms | MiB added | x floor | floor ms | x faster than PML | PML ms |\n|---|---|---|---|---|---|---|---|"
+HEADER = (
+    "| loss | B | ms | MiB added | x floor | floor ms | x faster than PML | PML ms |\n|---|---|---|---|---|---|---|---|"
+)
 
 
 def main() -> None:
@@ -94,7 +96,7 @@ def rows(name: str, loss: nn.Module, arguments: argparse.Namespace) -> Iterator[
             yield f"| {name} | {size} | not run: over {arguments.limit:.0f} s | | | | | |"
             continue
         embeddings, labels = batch(size, arguments.dim, arguments.device)
-        calls = [call(loss, embeddings, labels), floor(name, loss, embeddings)]
+        calls = [call(loss, embeddings, labels), products_of(embeddings)]
         peer = PEERS.get(name) if peer_expected * peer_times <= arguments.limit else None
         added = memory_added(calls[0], arguments.device)
         try:
@@ -110,7 +112,7 @@ def rows(name: str, loss: nn.Module, arguments: argparse.Namespace) -> Iterator[
         peer_expected = theirs[0] if theirs else peer_expected
         of_peer = f"{theirs[0] / ours:.0f} | {theirs[0] * 1e3:.1f}" if theirs else "- | -"
         yield (
-            f"| {name} | {size} | {ours * 1e3:.1f} | {added / 2**20:.0f} | {ours / bound:.2f} | {bound * 1e3:.1f} "
+            f"| {name} | {size} | {ours * 1e3:.2f} | {added / 2**20:.0f} | {ours / bound:.2f} | {bound * 1e3:.2f} "
             f"| {of_peer} |"
         )
 
@@ -132,7 +134,7 @@ def call(loss: nn.Module, embeddings: Tensor, labels: Tensor) -> Callable[[], No
     return forward_and_backward
 
 
-def floor(name: str, loss: nn.Module, embeddings: Tensor) -> Callable[[], None]:
+def products_of(embeddings: Tensor) -> Callable[[], None]:
     """The three products; by blocks of queries, so that a floor has no more memory than the loss."""
     rows_of_scores = max(256, 2**24 // len(embeddings))
     fixed = embeddings.detach()

@@ -1,0 +1,61 @@
+"""The benchmarks run, and measure what they say."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dml.losses
+from benchmarks.losses import LOSSES, by_turns, memory_added
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_table_of_the_losses():
+    command = [
+        "-m",
+        "benchmarks.losses",
+        "--batch",
+        "32",
+        "64",
+        "--budget",
+        "0.01",
+        "--losses",
+        "SmoothAPLoss",
+        "SupHAPLoss",
+    ]
+    run = subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True, text=True)
+    rows = [line.strip("| ").split(" | ") for line in run.stdout.splitlines() if "APLoss" in line]
+    assert [(row[0], int(row[1])) for row in rows] == [(n, b) for n in ("SmoothAPLoss", "SupHAPLoss") for b in (32, 64)]
+    for row in rows:
+        milliseconds, _, ratio, floor = map(float, row[2:6])
+        assert ratio == pytest.approx(milliseconds / floor, rel=0.3)  # both are rounded
+    assert all(float(row[7]) > 0 for row in rows[:2])
+    assert all(row[6:] == ["-", "-"] for row in rows[2:])
+
+
+def test_every_rank_loss_is_measured():
+    ranked = {
+        name
+        for name, loss in vars(dml.losses).items()
+        if isinstance(loss, type) and issubclass(loss, dml.losses.RankLoss) and loss is not dml.losses.RankLoss
+    }
+    assert set(LOSSES) == ranked | {"CalibrationLoss"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_memory_is_that_of_the_peak():
+    def twice():
+        torch.ones(2**24)
+        torch.ones(2**23)
+
+    assert memory_added(twice, "cpu") == pytest.approx(2**26, rel=0.2)
+
+
+def test_calls_take_turns():
+    calls = []
+    seconds = by_turns([lambda: calls.append("a"), lambda: calls.append("b")], "cpu", budget=0)
+    assert calls == ["a", "b"] * 4
+    assert len(seconds) == 2
