@@ -61,6 +61,7 @@ HEADER = (
 
 
 def main() -> None:
+    """Parse the options, print the table."""
     parser = argparse.ArgumentParser(description="Time and memory of the rank losses.")
     parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES), metavar="NAME")
     parser.add_argument("--batch", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096, 8192, 16384])
@@ -75,7 +76,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     resource.setrlimit(resource.RLIMIT_DATA, (int(arguments.memory * 2**30),) * 2)
     print(f"{_device_name(arguments.device)}, torch {torch.__version__}, {date.today()}, D = {arguments.dim}\n")
-    print(HEADER)
+    print(HEADER + "\n" + "|---" * HEADER.count(" | ") + "|---|")
     for name in arguments.losses:
         loss = LOSSES[name]
         if arguments.chunk_size is not None:
@@ -127,6 +128,8 @@ def batch(size: int, dim: int, device: str) -> tuple[Tensor, Tensor]:
 
 
 def call(loss: nn.Module, embeddings: Tensor, labels: Tensor) -> Callable[[], None]:
+    """Forward and backward of a loss."""
+
     def forward_and_backward() -> None:
         embeddings.grad = None
         loss(embeddings, labels).backward()

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dml.ranking import sum_over_queries
+from dml.ranking import check_chunk_size, query_chunks, sum_over_queries
 
 
 class Inputs(NamedTuple):
@@ -106,36 +106,42 @@ class RankLoss(nn.Module, ABC):
                 f"query_weights must be {len(embeddings)} numbers, none below 0; they are {list(query_weights.shape)}, "
                 f"from {query_weights.min().item() if query_weights.numel() else None}"
             )
-        with torch.autocast(embeddings.device.type, enabled=False):
-            return self._loss(inputs, query_weights.to(inputs.embeddings.dtype))
+        return self._loss(inputs, query_weights.to(inputs.embeddings.dtype))
 
     def _loss(self, inputs: Inputs, weights: Tensor) -> Tensor:
-        answerable_chunks = []
-        # Nothing is retrieved by retrieving oneself.
-        least = int(inputs.own_gallery and self.self_is_relevant)
+        # Before any score: the gradient of each chunk is to be that of the mean, which matters to black-box ranks.
+        chunks = query_chunks(len(inputs.labels), len(inputs.ref_labels), self.chunk_size)
+        answerable = torch.cat([self._answerable(inputs, queries) for queries in chunks])
+        self.unanswerable = len(answerable) - int(answerable.sum())
+        weights = answerable * weights
+        weights = weights / weights.sum().clamp(min=1e-12)
 
         def cost(scores: Tensor, queries: slice) -> Tensor:
-            relevance = self.relevance(inputs.labels[queries], inputs.ref_labels)
             valid = torch.ones_like(scores, dtype=torch.bool)
             if inputs.own_gallery and not self.include_self:
                 valid.diagonal(queries.start).zero_()
-            if inputs.own_gallery and not self.self_is_relevant:
-                relevance.diagonal(queries.start).zero_()
-            answerable = relevance.bool().sum(dim=1, dtype=torch.int32) > least
-            answerable_chunks.append(answerable)
-            return ((1 - self.measure(scores, relevance, valid)) * (answerable * weights[queries])).sum()
+            measured = self.measure(scores, self._relevance(inputs, queries), valid)
+            return ((1 - measured) * weights[queries]).sum()
 
-        total = sum_over_queries(
+        value: Tensor = sum_over_queries(
             cost,
             inputs.embeddings,
             inputs.ref_emb,
             chunk_size=self.chunk_size,
             parameters=list(self.parameters()),
         )
-        answerable = torch.cat([weights.new_empty(0, dtype=torch.bool), *answerable_chunks])
-        self.unanswerable = len(weights) - int(answerable.sum())
-        mean: Tensor = total / (answerable * weights).sum().clamp(min=1e-12)
-        return mean
+        return value
+
+    def _relevance(self, inputs: Inputs, queries: slice) -> Tensor:
+        relevance = self.relevance(inputs.labels[queries], inputs.ref_labels)
+        if inputs.own_gallery and not self.self_is_relevant:
+            relevance.diagonal(queries.start).zero_()
+        return relevance
+
+    def _answerable(self, inputs: Inputs, queries: slice) -> Tensor:
+        # Nothing is retrieved by retrieving oneself.
+        least = int(inputs.own_gallery and self.self_is_relevant)
+        return self._relevance(inputs, queries).bool().sum(dim=1, dtype=torch.int32) > least
 
 
 def checked_inputs(embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None) -> Inputs:
@@ -163,12 +169,6 @@ def checked_inputs(embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, r
 def at_least_float32(embeddings: Tensor) -> Tensor:
     """The embeddings in float64 if they are, else in float32."""
     return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-
-
-def check_chunk_size(chunk_size: int | None) -> None:
-    """Raise ``ValueError`` unless it is None or at least 1."""
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; it is a number of queries, at least 1, or None to choose")
 
 
 def _checked_labels(emb_name: str, embeddings: Tensor, labels_name: str, labels: Tensor) -> Tensor:

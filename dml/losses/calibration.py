@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from dml.losses.base import check_chunk_size, checked_inputs
-from dml.ranking import sum_over_queries
+from dml.losses.base import checked_inputs
+from dml.ranking import check_chunk_size, sum_over_queries
 
 
 class CalibrationLoss(nn.Module):
@@ -61,13 +61,12 @@ class CalibrationLoss(nn.Module):
         def count(scores: Tensor, queries: slice) -> Tensor:
             return (violations(scores, queries) > 0).sum(dim=(1, 2)).to(scores.dtype)
 
-        with torch.autocast(embeddings.device.type, enabled=False):
-            galleries = inputs.embeddings, inputs.ref_emb
-            with torch.no_grad():
-                number = sum_over_queries(count, *galleries, chunk_size=self.chunk_size).clamp(min=1)
-            value: Tensor = sum_over_queries(
-                lambda scores, queries: (violations(scores, queries).sum(dim=(1, 2)) / number).sum(),
-                *galleries,
-                chunk_size=self.chunk_size,
-            )
-            return value
+        pairs = inputs.embeddings, inputs.ref_emb
+        with torch.no_grad():
+            number = sum_over_queries(count, *pairs, chunk_size=self.chunk_size).clamp(min=1)
+        value: Tensor = sum_over_queries(
+            lambda scores, queries: (violations(scores, queries).sum(dim=(1, 2)) / number).sum(),
+            *pairs,
+            chunk_size=self.chunk_size,
+        )
+        return value

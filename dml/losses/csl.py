@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
-from dml.losses.base import check_chunk_size
 from dml.losses.proxies import Proxies
-from dml.ranking import sum_over_queries
+from dml.ranking import check_chunk_size, sum_over_queries
 
 
 class CSLLoss(nn.Module):
@@ -81,7 +80,6 @@ class CSLLoss(nn.Module):
                 total = total + softplus(nearest_others - own + self.scale * margin).sum()
             return total
 
-        with torch.autocast(embeddings.device.type, enabled=False):
-            total = sum_over_queries(cost, embeddings, normalize(proxies, dim=1), chunk_size=self.chunk_size)
+        total = sum_over_queries(cost, embeddings, normalize(proxies, dim=1), chunk_size=self.chunk_size)
         mean: Tensor = total / max(1, len(embeddings))
         return mean

@@ -1,12 +1,10 @@
 """Normalised softmax."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from dml.losses.base import check_chunk_size
 from dml.losses.proxies import Proxies
-from dml.ranking import sum_over_queries
+from dml.ranking import check_chunk_size, sum_over_queries
 
 
 class NormSoftmaxLoss(nn.Module):
@@ -52,7 +50,6 @@ class NormSoftmaxLoss(nn.Module):
         def cost(scores: Tensor, queries: slice) -> Tensor:
             return cross_entropy(scores / self.temperature, labels[queries, 0], reduction="sum")
 
-        with torch.autocast(embeddings.device.type, enabled=False):
-            total = sum_over_queries(cost, embeddings, normalize(proxies, dim=1), chunk_size=self.chunk_size)
+        total = sum_over_queries(cost, embeddings, normalize(proxies, dim=1), chunk_size=self.chunk_size)
         mean: Tensor = total / max(1, len(embeddings))
         return mean

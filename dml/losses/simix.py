@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dml.losses.base import RankLoss
+from dml.losses.base import RankLoss, checked_inputs
 from dml.losses.noise import SavedGenerator
 
 
@@ -41,12 +41,14 @@ class SiMix(nn.Module):
             labels: ``[B]`` or ``[B, L]``, finest level first; the finest says what is mixed.
             ref_emb: ``[N, D]``, a gallery other than the batch.
             ref_labels: ``[N]`` or ``[N, L]``, needed with ``ref_emb``.
+
+        Raises:
+            ValueError: If shapes do not fit, or an embedding is not finite.
         """
-        classes = labels if labels.ndim == 1 else labels[:, 0]
-        one, other = (classes.unsqueeze(1) == classes).triu(diagonal=1).nonzero(as_tuple=True)
+        embeddings, labels, *_ = checked_inputs(embeddings, labels, ref_emb, ref_labels)
+        one, other = (labels[:, :1] == labels[:, 0]).triu(diagonal=1).nonzero(as_tuple=True)
         share = torch.rand(len(one), 1, generator=self.noise.generator).to(embeddings)
         mixtures = share * embeddings[one] + (1 - share) * embeddings[other]
-        value: Tensor = self.loss(
-            torch.cat([embeddings, mixtures]), torch.cat([labels, labels[one]]), ref_emb=ref_emb, ref_labels=ref_labels
-        )
+        embeddings, labels = torch.cat([embeddings, mixtures]), torch.cat([labels, labels[one]])
+        value: Tensor = self.loss(embeddings, labels, ref_emb=ref_emb, ref_labels=ref_labels)
         return value

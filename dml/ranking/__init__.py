@@ -2,7 +2,7 @@
 
 from dml.ranking.binned import Bins, binned_ranks
 from dml.ranking.blackbox import blackbox_ranks
-from dml.ranking.chunked import sum_over_queries
+from dml.ranking.chunked import check_chunk_size, query_chunks, sum_over_queries
 from dml.ranking.exact import exact_ranks
 from dml.ranking.measures import (
     SoftRecall,
@@ -28,11 +28,13 @@ __all__ = [
     "average_precision",
     "binned_ranks",
     "blackbox_ranks",
+    "check_chunk_size",
     "exact_ranks",
     "heaviside",
     "mean_average_precision_at_r",
     "ndcg",
     "pairwise_ranks",
+    "query_chunks",
     "r_precision",
     "recall_at_k",
     "shared_levels",

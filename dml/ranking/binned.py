@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dml.ranking.blocks import BLOCK_ELEMENTS
+from dml.ranking.once import once_differentiable
 from dml.ranking.ranks import Ranks
 
 
@@ -97,8 +97,8 @@ class _CountAbove(torch.autograd.Function):
             place = position[rows].clamp(0, num_bins - 1).masked_fill_(~counted[rows], num_bins)
             ramp = torch.empty_like(place)
             for bin_ in range(num_bins):
-                torch.clamp(place, bin_, bin_ + 1, out=ramp)
-                counts[rows, bin_] = (bin_ + 1) * ramp.shape[1] - ramp.sum(dim=1)
+                torch.sub(bin_ + 1, place, out=ramp).clamp_(0, 1)
+                counts[rows, bin_] = ramp.sum(dim=1)
         return counts
 
     @staticmethod
@@ -109,7 +109,7 @@ class _CountAbove(torch.autograd.Function):
         for rows in _rows(position):
             place = position[rows]
             inside = (place > AT_END) & (place < ctx.num_bins - 1 - AT_END) & counted[rows]
-            bin_ = place.clamp(0, ctx.num_bins - 1).long()
+            bin_ = place.clamp(0, ctx.num_bins - 1).nan_to_num_(0).long()
             grad[rows] = grad_counts[rows].neg().gather(1, bin_).mul_(inside)
         return grad, None, None
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dml.ranking.blocks import Block, gallery_of, walk
 from dml.ranking.exact import exact_ranks
+from dml.ranking.once import once_differentiable
 from dml.ranking.ranks import Ranks
 
 
@@ -63,7 +63,7 @@ class _Blackbox(torch.autograd.Function):
             push = block.to_padded(grad_rank[pairs]) * reach
             gallery = gallery_of(block, scores, valid)
             change = _change_of_ranks(block, gallery, block.to_padded(rank[pairs]), push)
-            grad[block.rows] = change.div_(reach).masked_fill_(~valid[block.rows], 0)
+            grad[block.rows] = change.div_(reach)
         return grad, None, None, None, None
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from dml.ranking.once import once_differentiable
 
 # Unless told otherwise, a chunk has as many queries as make so many scores (8 MiB of float32), but enough of them to
 # keep the matrix products efficient.
@@ -40,26 +41,46 @@ def sum_over_queries(
 
     Returns:
         Scalar, once differentiable.
+
+    Raises:
+        ValueError: If ``chunk_size`` is below 1.
     """
-    if chunk_size is None:
-        chunk_size = max(CHUNK_QUERIES, CHUNK_SCORES // max(1, len(ref_emb)))
+    chunks = query_chunks(len(embeddings), len(ref_emb), chunk_size)
     if not torch.is_grad_enabled():
         embeddings, ref_emb, parameters = embeddings.detach(), ref_emb.detach(), ()
-    total: Tensor = _SumOverQueries.apply(term, chunk_size, embeddings, ref_emb, *parameters)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        total: Tensor = _SumOverQueries.apply(term, chunks, embeddings, ref_emb, *parameters)
     return total
+
+
+def query_chunks(num_queries: int, num_items: int, chunk_size: int | None) -> list[slice]:
+    """The queries a chunk at a time; one empty chunk if there is none. None chooses the size.
+
+    Raises:
+        ValueError: If ``chunk_size`` is below 1.
+    """
+    check_chunk_size(chunk_size)
+    if chunk_size is None:
+        chunk_size = max(CHUNK_QUERIES, CHUNK_SCORES // max(1, num_items))
+    return [slice(start, min(start + chunk_size, num_queries)) for start in range(0, max(1, num_queries), chunk_size)]
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raise ``ValueError`` unless it is None or at least 1."""
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; it is a number of queries, at least 1, or None to choose")
 
 
 class _SumOverQueries(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, term: Term, chunk_size: int, embeddings: Tensor, ref_emb: Tensor, *parameters: nn.Parameter
+        ctx: Any, term: Term, chunks: list[slice], embeddings: Tensor, ref_emb: Tensor, *parameters: nn.Parameter
     ) -> Tensor:
         total = embeddings.new_zeros(())
         grads = [torch.zeros_like(t) if t.requires_grad else None for t in (embeddings, ref_emb, *parameters)]
         grad_queries, grad_gallery, *grad_parameters = grads
         ranked = [parameter for parameter in parameters if parameter.requires_grad]
-        for start in range(0, len(embeddings), chunk_size):
-            chunk = slice(start, start + chunk_size)
+        for chunk in chunks:
             queries = embeddings[chunk]
             with _full_precision():
                 scores = queries @ ref_emb.T
@@ -93,9 +114,27 @@ class _SumOverQueries(torch.autograd.Function):
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """Products in full float32: TF32 and bfloat16 round a score by 1e-3, a tenth of the usual temperature."""
-    precision = torch.get_float32_matmul_precision()
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # settings of each backend are in use, which do not mix with this one
+        with _full_precision_of_backends():
+            yield
+        return
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+@contextmanager
+def _full_precision_of_backends() -> Iterator[None]:
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

@@ -32,7 +32,6 @@ def exact_ranks(scores: Tensor, relevance: Tensor, valid: Tensor) -> Ranks:
 def _count(block: Block, scores: Tensor, relevance: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gallery = gallery_of(block, scores, valid)  # [b, N]
     own = gallery.gather(1, block.items)
-    relevant = own.masked_fill(~block.present, -torch.inf)  # [b, P]
     weight = relevance[block.rows].gather(1, block.items).to(scores.dtype) * block.present
     above = torch.empty_like(gallery)  # on a CPU, summing floats is several times faster than summing booleans
     rank, hrank = torch.empty_like(own), torch.empty_like(own)
@@ -43,6 +42,6 @@ def _count(block: Block, scores: Tensor, relevance: Tensor, valid: Tensor) -> tu
         rank[:rows, items] = torch.ge(gallery[:rows].unsqueeze(1), item, out=slab).sum(dim=2)
     for rows, items in block.slabs(own.shape[1]):
         shared = torch.minimum(weight[:rows, items].unsqueeze(2), weight[:rows].unsqueeze(1))
-        not_below = relevant[:rows].unsqueeze(1) >= own[:rows, items].unsqueeze(2)
+        not_below = own[:rows].unsqueeze(1) >= own[:rows, items].unsqueeze(2)
         hrank[:rows, items] = (shared * not_below).sum(dim=2)
     return block.query, block.to_pairs(weight), block.to_pairs(rank), block.to_pairs(hrank)

@@ -14,8 +14,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from dml.ranking.once import once_differentiable
 from dml.ranking.ranks import Ranks
 from dml.ranking.steps import Heaviside, Sigmoid, Step, UpperBound
 

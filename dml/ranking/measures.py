@@ -19,7 +19,7 @@ def average_precision(ranks: Ranks) -> Tensor:
 
 
 def tie_aware_average_precision(ranks: Ranks, *, simplified: bool = False) -> Tensor:
-    r"""Average precision ``[Q]`` of binned ranks, if the items of a bin came in random order.
+    r"""Average precision ``[Q]`` of binned ranks, about what it is if the items of a bin come in random order.
 
     With :math:`c` items in a bin, :math:`c^+` of them relevant, and :math:`C, C^+` items in the bins above,
 
@@ -30,7 +30,8 @@ def tie_aware_average_precision(ranks: Ranks, *, simplified: bool = False) -> Te
     He et al., "Hashing as Tie-Aware Learning to Rank", CVPR 2018, https://arxiv.org/abs/1705.08562, as in the code of
     Revaud et al.; ``simplified`` is the bound of that paper that needs no logarithm.
     """
-    rank, hrank, relevant = (values.view(ranks.num_queries, -1) for values in (ranks.rank, ranks.hrank, ranks.weight))
+    shape = ranks.num_queries, len(ranks.rank) // max(1, ranks.num_queries)
+    rank, hrank, relevant = (values.view(shape) for values in (ranks.rank, ranks.hrank, ranks.weight))
     rank_above, hrank_above = (torch.nn.functional.pad(values[:, :-1], (1, 0)) for values in (rank, hrank))
     if simplified:
         per_bin = relevant * (hrank_above + hrank + 1) / (rank_above + rank + 1)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dml.ranking.blocks import Block, gallery_of, walk
+from dml.ranking.once import once_differentiable
 from dml.ranking.ranks import Ranks
 from dml.ranking.steps import Step
 
@@ -39,7 +39,8 @@ def pairwise_ranks(
         valid: ``[Q, N]`` bool.
         positive_step: Applied between a relevant item and the items at least as relevant.
         negative_step: Applied between a relevant item and the less relevant ones.
-        levels: ``[Q, N]``, :math:`l`, what "at least as relevant" compares; by default the relevance itself.
+        levels: ``[Q, N]``, :math:`l`, what "at least as relevant" compares; by default the relevance itself. It is
+            positive where the relevance is, and only there.
 
     Returns:
         Ranks of the valid items with relevance above 0.

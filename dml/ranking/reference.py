@@ -30,7 +30,7 @@ def reference_ranks(
         valid: ``[Q, N]`` bool; an invalid item is not in the query's gallery at all.
         positive_step: Score difference to "is above", for items at least as relevant as the ranked one.
         negative_step: The same for less relevant items.
-        levels: ``[Q, N]``, what "as relevant" compares; by default the relevance itself.
+        levels: ``[Q, N]``, what "as relevant" compares, positive where the relevance is; by default that.
 
     Returns:
         The ranks of the valid relevant items, ordered by query, then by item.

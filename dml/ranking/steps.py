@@ -64,6 +64,8 @@ class Sigmoid:
 class UpperBound:
     r"""The step of SupAP (Ramzi et al., NeurIPS 2021): above the Heaviside step, with a slope that does not vanish.
 
+    At a tie it counts half, like the sigmoid.
+
     .. math:: x \le 0: \sigma(x / \tau), \qquad
         0 < x \le \delta: \sigma(x / \tau) + \mathrm{jump}, \qquad
         x > \delta: \rho (x - \delta) + \mathrm{offset}
@@ -72,14 +74,14 @@ class UpperBound:
 
     Args:
         temperature: :math:`\tau`.
-        slope: :math:`\rho`, the slope beyond ``margin``.
+        slope_beyond: :math:`\rho`, the slope beyond ``margin``; the losses call it ``slope``.
         margin: :math:`\delta`.
         jump: What is added above 0; 0.5 makes it an upper bound of the Heaviside step.
         offset: Value just beyond ``margin``. None makes the step continuous there. Published configurations have 1.44
             (Stanford Online Products) and 1.0 with a jump of 0 (iNaturalist).
 
     Raises:
-        ValueError: If ``temperature`` is not positive, or ``slope`` or ``margin`` is negative.
+        ValueError: If ``temperature`` is not positive, or ``slope_beyond`` or ``margin`` is negative.
     """
 
     temperature: float = 0.01

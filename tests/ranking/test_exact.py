@@ -3,25 +3,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from dml.ranking.exact import exact_ranks
 from dml.ranking.pairwise import pairwise_ranks
 from dml.ranking.reference import reference_ranks
 from dml.ranking.steps import heaviside
-
-GRID = [*np.linspace(-1, 1, 9).tolist(), -0.0]  # few values: many ties, half of them negative
-LEVELS = [0.0, 1 / 3, 2 / 3, 1.0]
-
-
-@st.composite
-def rankings(draw, levels=(0.0, 1.0), dtype=np.float64):
-    """Scores, relevance and validity of up to 4 queries against up to 9 items."""
-    shape = draw(st.tuples(st.integers(1, 4), st.integers(1, 9)))
-    scores = draw(arrays(dtype, shape, elements=st.sampled_from(GRID)))
-    relevance = draw(arrays(np.float64, shape, elements=st.sampled_from(levels))).astype(dtype)
-    valid = draw(arrays(bool, shape))
-    return torch.from_numpy(scores), torch.from_numpy(relevance), torch.from_numpy(valid)
+from tests.ranking.rankings import LEVELS, assert_same_ranks, rankings
+from tests.ranking.restated_steps import restated_heaviside
 
 
 def large_ranking(num_queries, num_items, levels, dtype=torch.float64, num_scores=40):
@@ -31,19 +19,6 @@ def large_ranking(num_queries, num_items, levels, dtype=torch.float64, num_score
     relevance = torch.tensor(levels)[torch.randint(0, len(levels), scores.shape, generator=generator)]
     relevance[::5] = 0
     return scores.to(dtype), relevance.to(dtype), torch.rand(scores.shape, generator=generator) > 0.1
-
-
-def restated_heaviside(difference):
-    return (difference >= 0).to(difference.dtype)
-
-
-def assert_same_ranks(actual, expected, tolerance=1e-10):
-    assert actual.num_queries == expected.num_queries
-    assert actual.query.dtype == torch.long
-    for name in ("query", "relevance", "rank", "hrank", "weight"):
-        torch.testing.assert_close(
-            getattr(actual, name), getattr(expected, name), rtol=tolerance, atol=tolerance, msg=name
-        )
 
 
 @pytest.mark.parametrize("levels", [[0.0, 1.0], LEVELS, [1.0]], ids=["binary", "graded", "all relevant"])
@@ -117,7 +92,7 @@ def test_neighbouring_floats_are_not_tied():
     assert ranks.rank.tolist() == [2, 1, 4, 3]
 
 
-@pytest.mark.parametrize("masked", [-torch.inf, torch.inf, 1e30])
+@pytest.mark.parametrize("masked", [-torch.inf, torch.inf, torch.nan, 1e30])
 def test_scores_outside_the_gallery_are_not_looked_at(masked):
     scores, relevance, valid = large_ranking(10, 30, LEVELS)
     hidden = scores.masked_fill(~valid, masked)

@@ -4,10 +4,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, ndcg_score
 
 from dml.ranking.exact import exact_ranks
-from dml.ranking.measures import average_precision, mean_average_precision_at_r, r_precision, recall_at_k
+from dml.ranking.measures import average_precision, mean_average_precision_at_r, ndcg, r_precision, recall_at_k
 from dml.ranking.pairwise import pairwise_ranks
 from dml.ranking.ranks import Ranks
 from dml.ranking.steps import Sigmoid
@@ -20,7 +20,9 @@ def recall_at_2(ranks):
 
 
 every_measure = pytest.mark.parametrize(
-    "measure", [average_precision, recall_at_2, r_precision, mean_average_precision_at_r], ids=lambda f: f.__name__
+    "measure",
+    [average_precision, recall_at_2, r_precision, mean_average_precision_at_r, ndcg],
+    ids=lambda f: f.__name__,
 )
 
 
@@ -49,6 +51,8 @@ def test_a_list_without_ties():
     assert_values(r_precision(ranks), 2 / 3)
     assert_values(mean_average_precision_at_r(ranks), (1 / 1 + 2 / 3) / 3)
     assert_values(recall_at_k(ranks, 1), 1)
+    ideal = 1 + 1 / np.log2(3) + 1 / 2
+    assert_values(ndcg(ranks), (1 + 1 / np.log2(4) + 1 / np.log2(6)) / ideal)
 
 
 def test_the_first_relevant_item_decides_recall():
@@ -89,6 +93,19 @@ def test_graded_relevance_makes_average_precision_hierarchical():
     assert_values(average_precision(ranks), ((1 / 3) / 1 + (4 / 3) / 2 + (5 / 3) / 4) / (1 / 3 + 1 + 2 / 3))
 
 
+def test_graded_relevance_is_the_gain_of_ndcg():
+    # gains 1, 7, 0, 3 in this order; the item that would gain 15 is not in the gallery
+    ranks = ranks_of([0.9, 0.8, 0.7, 0.6, 0.5], [1, 7, 0, 3, 15], [[1, 1, 1, 1, 0]])
+    gained = 1 / np.log2(2) + 7 / np.log2(3) + 3 / np.log2(5)
+    assert_values(ndcg(ranks), gained / (7 / np.log2(2) + 3 / np.log2(3) + 1 / np.log2(4)))
+
+
+def test_tied_items_share_the_discount_of_the_last():
+    # both relevant items have rank 3
+    ranks = ranks_of([0.9, 0.9, 0.9], [0, 1, 0.5])
+    assert_values(ndcg(ranks), (1.5 / np.log2(4)) / (1 + 0.5 / np.log2(3)))
+
+
 def test_weights_weigh_the_pairs():
     ranks = Ranks(
         query=torch.tensor([0, 0, 1]),
@@ -123,12 +140,13 @@ def test_nothing_to_retrieve_scores_zero(measure):
     assert_values(measure(ranks_of(torch.zeros(2, 0).tolist(), torch.zeros(2, 0).tolist())), 0, 0)
 
 
-def test_nothing_to_retrieve_has_a_zero_gradient():
+@pytest.mark.parametrize("measure", [average_precision, ndcg])
+def test_nothing_to_retrieve_has_a_zero_gradient(measure):
     scores = torch.tensor([[0.9, 0.8, 0.7], [0.9, 0.8, 0.7]], requires_grad=True)
     relevance = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     step = Sigmoid(0.1)
     ranks = pairwise_ranks(scores, relevance, torch.ones(2, 3).bool(), positive_step=step, negative_step=step)
-    average_precision(ranks).sum().backward()
+    measure(ranks).sum().backward()
     assert torch.isfinite(scores.grad).all()
     assert not scores.grad[0].any()
     assert scores.grad[1].any()
@@ -156,6 +174,25 @@ def test_average_precision_is_that_of_scikit_learn(ranking):
         kept = valid[query]
         expected = average_precision_score(relevant[query, kept], scores[query, kept])
         assert actual[query].item() == pytest.approx(expected, abs=1e-12)
+
+
+@st.composite
+def untied_gains(draw):
+    shape = draw(st.tuples(st.integers(1, 4), st.integers(2, 9)))
+    scores = [draw(st.permutations(range(-4, shape[1] - 4))) for _ in range(shape[0])]
+    gains = draw(arrays(np.float64, shape, elements=st.sampled_from([0.0, 0.0, 1.0, 3.0, 7.0, 0.125])))
+    return np.array(scores) / 4, gains, draw(arrays(bool, shape))
+
+
+@settings(max_examples=50, deadline=None)
+@given(untied_gains())
+def test_ndcg_is_that_of_scikit_learn(ranking):
+    scores, gains, valid = ranking
+    actual = ndcg(ranks_of(*ranking))
+    for query, kept in enumerate(valid):
+        if kept.sum() > 1:  # scikit-learn refuses a gallery of one
+            expected = ndcg_score(gains[query : query + 1, kept], scores[query : query + 1, kept])
+            assert actual[query].item() == pytest.approx(expected, abs=1e-12)
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,98 +1,56 @@
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from dml.ranking.pairwise import pairwise_ranks
 from dml.ranking.ranks import Ranks
 from dml.ranking.reference import reference_ranks
 from dml.ranking.steps import Sigmoid, heaviside
+from tests.ranking.rankings import (
+    LEVELS,
+    assert_same_ranks,
+    class_batch,
+    gradient,
+    levelled_rankings,
+    rankings,
+)
+from tests.ranking.restated_steps import NARROW, STEPS, WIDE
 
-GRID = [*np.linspace(-1, 1, 9).tolist(), -0.0]  # few values: many ties, half of them negative
-LEVELS = [0.0, 1 / 3, 2 / 3, 1.0]
-
-
-def restated_heaviside(difference):
-    return (difference >= 0).to(difference.dtype)
-
-
-def restated_sigmoid(temperature):
-    return lambda difference: 1 / (1 + torch.exp(-difference / temperature))
-
-
-# Each step with a restatement that owes nothing to dml.ranking.steps.
-HEAVISIDE = (heaviside, restated_heaviside)
-WIDE = (Sigmoid(0.5), restated_sigmoid(0.5))
-NARROW = (Sigmoid(0.05), restated_sigmoid(0.05))
-STEPS = {
-    "heaviside": (HEAVISIDE, HEAVISIDE),
-    "sigmoid": (WIDE, WIDE),
-    "heaviside-sigmoid": (HEAVISIDE, WIDE),
-    "sigmoid-heaviside": (NARROW, HEAVISIDE),
-    "two-sigmoids": (WIDE, NARROW),
-}
 every_step = pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS.keys())
 
 
-@st.composite
-def rankings(draw, levels=(0.0, 1.0)):
-    """Scores, relevance and validity of up to 4 queries against up to 8 items, in float64."""
-    shape = draw(st.tuples(st.integers(1, 4), st.integers(1, 8)))
-    scores = draw(arrays(np.float64, shape, elements=st.sampled_from(GRID)))
-    relevance = draw(arrays(np.float64, shape, elements=st.sampled_from(levels)))
-    valid = draw(arrays(bool, shape))
-    return torch.from_numpy(scores), torch.from_numpy(relevance), torch.from_numpy(valid)
-
-
-def class_batch(sizes, dimension=6, seed=0):
-    """Scores, relevance and validity of a batch with classes of these sizes, each query left out of its own gallery."""
-    embeddings = torch.randn(sum(sizes), dimension, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    embeddings = torch.nn.functional.normalize(embeddings, dim=1)
-    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    return embeddings @ embeddings.T, (labels[:, None] == labels).double(), ~torch.eye(len(labels), dtype=torch.bool)
-
-
-def vectorised_ranks(scores, relevance, valid, *, positive_step, negative_step):
+def vectorised_ranks(scores, relevance, valid, *, positive_step, negative_step, levels=None):
     """The same definition under autograd, all pairs at once: for sizes the loops cannot do."""
     query, item = ((relevance > 0) & valid).nonzero(as_tuple=True)
     difference = scores[query] - scores[query, item].unsqueeze(1)  # [M, N]
     counted = valid[query].scatter(1, item.unsqueeze(1), False)
     own, other = relevance[query, item].unsqueeze(1), relevance[query]
     positive, negative = positive_step(difference) * counted, negative_step(difference) * counted
-    rank = 1 + torch.where(other >= own, positive, negative).sum(1)
+    levels = relevance if levels is None else levels
+    as_relevant = levels[query] >= levels[query, item].unsqueeze(1)
+    rank = 1 + torch.where(as_relevant, positive, negative).sum(1)
     hrank = own.squeeze(1) + (positive * torch.minimum(own, other)).sum(1)
     return Ranks(query, own.squeeze(1), rank, hrank, torch.ones_like(rank), len(scores))
 
 
-def gradient(ranks, scores, rank_weight=1.0, hrank_weight=1.0):
-    """Gradient of an arbitrary combination of the ranks with respect to the scores."""
-    pair = torch.arange(len(ranks.rank), dtype=ranks.rank.dtype)
-    value = (rank_weight * torch.cos(pair) * ranks.rank + hrank_weight * torch.sin(pair + 1) * ranks.hrank).sum()
-    if not value.requires_grad:  # every step was flat
-        return torch.zeros_like(scores)
-    return torch.autograd.grad(value, scores, retain_graph=True, materialize_grads=True)[0]
-
-
-def assert_same_ranks(actual, expected):
-    assert actual.num_queries == expected.num_queries
-    assert actual.query.dtype == torch.long
-    for name in ("query", "relevance", "rank", "hrank", "weight"):
-        torch.testing.assert_close(getattr(actual, name), getattr(expected, name), rtol=1e-10, atol=1e-10, msg=name)
-
-
 @every_step
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(ranking=rankings())
 def test_binary_relevance_matches_the_definition(steps, ranking):
     assert_matches(reference_ranks, steps, *ranking)
 
 
 @every_step
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(ranking=rankings(LEVELS))
 def test_graded_relevance_matches_the_definition(steps, ranking):
+    assert_matches(reference_ranks, steps, *ranking)
+
+
+@every_step
+@settings(max_examples=25, deadline=None)
+@given(ranking=levelled_rankings())
+def test_levels_match_the_definition(steps, ranking):
     assert_matches(reference_ranks, steps, *ranking)
 
 
@@ -110,14 +68,17 @@ def test_a_large_ragged_ranking_matches_the_definition(steps):
     level = torch.randint(1, 4, scores.shape, generator=generator) / 3
     share = torch.tensor([0.0, 0.001, 0.01, 0.002, 0.0]).repeat(30).unsqueeze(1)
     relevance = level.double() * (torch.rand(scores.shape, generator=generator) < share)
-    assert_matches(vectorised_ranks, steps, scores, relevance, torch.rand(scores.shape, generator=generator) < 0.9)
+    valid = torch.rand(scores.shape, generator=generator) < 0.9
+    assert_matches(vectorised_ranks, steps, scores, relevance, valid)
 
 
-def assert_matches(definition, steps, scores, relevance, valid):
+def assert_matches(definition, steps, scores, relevance, valid, levels=None):
     (positive, restated_positive), (negative, restated_negative) = steps
     scores = scores.clone().requires_grad_()
-    actual = pairwise_ranks(scores, relevance, valid, positive_step=positive, negative_step=negative)
-    expected = definition(scores, relevance, valid, positive_step=restated_positive, negative_step=restated_negative)
+    actual = pairwise_ranks(scores, relevance, valid, levels=levels, positive_step=positive, negative_step=negative)
+    expected = definition(
+        scores, relevance, valid, levels=levels, positive_step=restated_positive, negative_step=restated_negative
+    )
     assert_same_ranks(actual, expected)
     for weights in [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)]:
         torch.testing.assert_close(
@@ -126,7 +87,9 @@ def assert_matches(definition, steps, scores, relevance, valid):
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 4), (2, 2), (1, 6)], ids=str)
-@pytest.mark.parametrize("steps", ["sigmoid", "heaviside-sigmoid", "two-sigmoids"])
+@pytest.mark.parametrize(
+    "steps", ["sigmoid", "heaviside-sigmoid", "two-sigmoids", "heaviside-upper-bound", "two-upper-bounds"]
+)
 def test_gradcheck(steps, sizes):
     (positive, _), (negative, _) = STEPS[steps]
     scores, relevance, valid = class_batch(sizes)
@@ -173,6 +136,41 @@ def test_steps_are_chosen_by_relevance():
     torch.testing.assert_close(ranks.hrank, torch.tensor([7 / 3, 1 + 5 / 3, 7 / 3, 4 / 3]))
 
 
+def test_steps_are_chosen_by_levels_and_hrank_by_relevance():
+    """The rarer class of the coarse level weighs more than the frequent one of the fine level."""
+    scores, valid = torch.zeros(1, 4), torch.ones(1, 4).bool()
+    relevance, levels = torch.tensor([[0.5, 1.0, 0.5, 0.0]]), torch.tensor([[2, 1, 2, 0]])
+    # all tied: the heaviside says 1 for each, the sigmoid 1/2
+    ranks = pairwise_ranks(scores, relevance, valid, levels=levels, positive_step=heaviside, negative_step=Sigmoid(1.0))
+    torch.testing.assert_close(ranks.rank, torch.tensor([1 + 1 + 2 / 2, 1 + 2 + 1 / 2, 1 + 1 + 2 / 2]))
+    torch.testing.assert_close(ranks.hrank, torch.tensor([1.5, 2.0, 1.5]))
+    torch.testing.assert_close(ranks.relevance, torch.tensor([0.5, 1.0, 0.5]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.uint8])
+def test_levels_are_only_compared(dtype):
+    generator = torch.Generator().manual_seed(0)
+    scores, valid = torch.randn(5, 12, generator=generator), torch.rand(5, 12, generator=generator) < 0.8
+    levels = torch.randint(0, 4, scores.shape, generator=generator)
+    relevance = (levels > 0) * torch.rand(scores.shape, generator=generator)
+    steps = {"positive_step": WIDE[0], "negative_step": NARROW[0]}
+    expected = pairwise_ranks(scores, relevance, valid, levels=levels, **steps)
+    assert_same_ranks(pairwise_ranks(scores, relevance, valid, levels=(levels**3).to(dtype), **steps), expected)
+
+
+def test_levels_too_large_for_a_float_are_told_apart():
+    levels = torch.tensor([[2**60, 2**60 + 1]])
+    ranks = pairwise_ranks(
+        torch.zeros(1, 2),
+        torch.ones(1, 2),
+        torch.ones(1, 2).bool(),
+        levels=levels,
+        positive_step=heaviside,
+        negative_step=Sigmoid(1.0),
+    )
+    assert ranks.rank.tolist() == [2.0, 1.5]
+
+
 def test_pairs_come_by_query_then_item():
     scores, relevance, valid = class_batch((2, 3, 1, 2))
     ranks = pairwise_ranks(scores, relevance, valid, positive_step=heaviside, negative_step=heaviside)
@@ -195,7 +193,7 @@ def test_boolean_relevance_is_binary_relevance():
     assert_same_ranks(actual, expected)
 
 
-@pytest.mark.parametrize("masked", [-torch.inf, torch.inf, 1e30])
+@pytest.mark.parametrize("masked", [-torch.inf, torch.inf, torch.nan, 1e30])
 def test_scores_outside_the_gallery_are_not_looked_at(masked):
     scores, relevance, valid = class_batch((2, 3, 4))
     valid = valid & (torch.rand(scores.shape, generator=torch.Generator().manual_seed(1)) < 0.7)
@@ -241,10 +239,12 @@ def test_ranks_have_the_precision_of_the_scores(dtype):
 
 
 def test_inputs_are_left_alone():
-    inputs = class_batch((2, 3, 4))
+    scores, relevance, valid = class_batch((2, 3, 4))
+    inputs = scores, relevance, valid, 2 * relevance
     copies = [tensor.clone() for tensor in inputs]
-    scores = inputs[0].requires_grad_()
-    gradient(pairwise_ranks(*inputs, positive_step=WIDE[0], negative_step=NARROW[0]), scores)
+    scores.requires_grad_()
+    ranks = pairwise_ranks(*inputs[:3], levels=inputs[3], positive_step=WIDE[0], negative_step=NARROW[0])
+    gradient(ranks, scores)
     for tensor, copy in zip(inputs, copies, strict=True):
         assert torch.equal(tensor, copy)
 
@@ -254,6 +254,6 @@ def test_backward_is_once_differentiable():
     scores, relevance, valid = class_batch((2, 3))
     scores.requires_grad_()
     ranks = pairwise_ranks(scores, relevance, valid, positive_step=WIDE[0], negative_step=WIDE[0])
-    (first,) = torch.autograd.grad((ranks.hrank / ranks.rank).sum(), scores, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.square().sum().backward()
+    for value in (ranks.hrank / ranks.rank, ranks.rank):  # also where the gradient that comes in is a constant
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            torch.autograd.grad(value.sum(), scores, create_graph=True, retain_graph=True)
