@@ -45,10 +45,12 @@ class SiMix(nn.Module):
         Raises:
             ValueError: If shapes do not fit, or an embedding is not finite.
         """
-        embeddings, labels, *_ = checked_inputs(embeddings, labels, ref_emb, ref_labels)
-        one, other = (labels[:, :1] == labels[:, 0]).triu(diagonal=1).nonzero(as_tuple=True)
+        inputs = checked_inputs(embeddings, labels, ref_emb, ref_labels)
+        embeddings, classes = inputs.embeddings, inputs.labels[:, 0]
+        one, other = (classes.unsqueeze(1) == classes).triu(diagonal=1).nonzero(as_tuple=True)
         share = torch.rand(len(one), 1, generator=self.noise.generator).to(embeddings)
         mixtures = share * embeddings[one] + (1 - share) * embeddings[other]
-        embeddings, labels = torch.cat([embeddings, mixtures]), torch.cat([labels, labels[one]])
-        value: Tensor = self.loss(embeddings, labels, ref_emb=ref_emb, ref_labels=ref_labels)
+        value: Tensor = self.loss(
+            torch.cat([embeddings, mixtures]), torch.cat([labels, labels[one]]), ref_emb=ref_emb, ref_labels=ref_labels
+        )
         return value
