@@ -55,9 +55,7 @@ PEERS: dict[str, nn.Module] = {
     "CalibrationLoss": peers.ContrastiveLoss(pos_margin=0.9, neg_margin=0.6),
 }
 HIERARCHICAL = ("SmoothHAPLoss", "SupHAPLoss", "SmoothNDCGLoss", "SupNDCGLoss")
-HEADER = (
-    "| loss | B | ms | MiB added | x floor | floor ms | x faster than PML | PML ms |\n|---|---|---|---|---|---|---|---|"
-)
+HEADER = "| loss | B | ms | MiB added | x floor | floor ms | x faster than PML | PML ms |"
 
 
 def main() -> None:
@@ -76,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     resource.setrlimit(resource.RLIMIT_DATA, (int(arguments.memory * 2**30),) * 2)
     print(f"{_device_name(arguments.device)}, torch {torch.__version__}, {date.today()}, D = {arguments.dim}\n")
-    print(HEADER + "\n" + "|---" * HEADER.count(" | ") + "|---|")
+    print(HEADER, "|---" * (HEADER.count("|") - 1) + "|", sep="\n")
     for name in arguments.losses:
         loss = LOSSES[name]
         if arguments.chunk_size is not None:

@@ -91,7 +91,7 @@ def compile_kernels():
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    variants = [(Sigmoid, Sigmoid, "u8"), (Heaviside, UpperBound, "u8"), (Heaviside, UpperBound, "fp32")]
+    variants = [(Sigmoid, Sigmoid, "fp32"), (Heaviside, UpperBound, "u8")]
     for kernel, variant in itertools.product((fused._rank_kernel, fused._gradient_kernel), variants):
         positive, negative, relevance = variant
         signature = dict.fromkeys(kernel.arg_names, "*fp32") | {"num_items": "i32", "valid": "*u8"}
@@ -134,7 +134,7 @@ class TestKernels:
             assert isinstance(function, InterpretedFunction) == INTERPRETED
 
     @every_step
-    @settings(max_examples=12, deadline=None, phases=[Phase.reuse, Phase.generate])  # shrinking would take minutes
+    @settings(max_examples=8, deadline=None, phases=[Phase.reuse, Phase.generate])  # shrinking would take minutes
     @given(ranking=rankings() | rankings(LEVELS) | levelled_rankings())
     def test_matches_the_definition(self, steps, ranking):
         assert_matches(reference_ranks, steps, *ranking)
@@ -151,22 +151,21 @@ class TestKernels:
         valid = (torch.rand(scores.shape, generator=generator) < 0.9) | (levels > 0)
         assert_matches(vectorised_ranks, steps, scores, relevance, valid, levels)
 
-    @pytest.mark.parametrize("steps", [STEPS["sigmoid"], PUBLISHED["products"]], ids=["sigmoid", "products"])
-    def test_matches_pairwise_ranks_on_a_batch(self, steps):
+    def test_matches_pairwise_ranks_on_a_batch(self):
         scores, relevance, valid = class_batch((1, 3, 11, 5) + (4,) * 21)
-        positive, negative = steps[0][0], steps[1][0]
+        steps = {"positive_step": heaviside, "negative_step": UpperBound()}
         scores.requires_grad_()
-        actual = ranks_of(scores, relevance.bool(), valid, positive_step=positive, negative_step=negative)
-        expected = pairwise_ranks(scores, relevance.bool(), valid, positive_step=positive, negative_step=negative)
+        actual = ranks_of(scores, relevance.bool(), valid, **steps)
+        expected = pairwise_ranks(scores, relevance.bool(), valid, **steps)
         assert_same_ranks(actual, expected, tolerance=1e-9)
         torch.testing.assert_close(gradient(actual, scores), gradient(expected, scores), rtol=1e-9, atol=1e-9)
 
-    @pytest.mark.parametrize("hidden", [-torch.inf, torch.inf, torch.nan, 1e30])
     @pytest.mark.parametrize("steps", ["two-sigmoids", "two-upper-bounds", "heaviside-upper-bound"])
-    def test_scores_outside_the_gallery_are_not_looked_at(self, steps, hidden):
-        scores, relevance, valid = untied_ranking(3, 9)
+    def test_scores_outside_the_gallery_are_not_looked_at(self, steps):
+        scores, relevance, valid = untied_ranking(3, 16, relevant=0.2, valid=0.5)
         (positive, _), (negative, _) = STEPS[steps]
-        masked = scores.masked_fill(~valid, hidden).requires_grad_()
+        hidden = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e30], dtype=torch.float64).repeat(3, 4)
+        masked = scores.where(valid, hidden).requires_grad_()
         scores.requires_grad_()
         actual = ranks_of(masked, relevance, valid, positive_step=positive, negative_step=negative)
         expected = ranks_of(scores, relevance, valid, positive_step=positive, negative_step=negative)
@@ -226,15 +225,15 @@ class TestKernels:
         assert_same_ranks(actual, expected, tolerance=0)
         torch.testing.assert_close(gradient(actual, scores), gradient(expected, scores), rtol=0, atol=0)
 
-    def test_one_output_is_enough(self):
-        """A measure that uses only ``rank`` or only ``hrank`` leaves the other without a gradient."""
+    @pytest.mark.parametrize("output", ["rank", "hrank"])
+    def test_one_output_is_enough(self, output):
+        """A measure that uses only one leaves the other without a gradient; that of a sum is one number, expanded."""
         scores, relevance, valid = class_batch((3, 2, 4))
         scores.requires_grad_()
         steps = {"positive_step": WIDE[0], "negative_step": NARROW[0]}
-        for name in ("rank", "hrank"):
-            actual = getattr(ranks_of(scores, relevance, valid, **steps), name).square().sum()
-            expected = getattr(pairwise_ranks(scores, relevance, valid, **steps), name).square().sum()
-            torch.testing.assert_close(torch.autograd.grad(actual, scores), torch.autograd.grad(expected, scores))
+        actual = getattr(ranks_of(scores, relevance, valid, **steps), output).sum()
+        expected = getattr(pairwise_ranks(scores, relevance, valid, **steps), output).sum()
+        torch.testing.assert_close(torch.autograd.grad(actual, scores), torch.autograd.grad(expected, scores))
 
     def test_inputs_are_left_alone(self):
         inputs = class_batch((2, 3, 4))
