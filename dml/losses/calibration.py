@@ -51,15 +51,15 @@ class CalibrationLoss(nn.Module):
         classes, ref_classes = inputs.labels[:, 0], inputs.ref_labels[:, 0]
 
         def violations(scores: Tensor, queries: slice) -> Tensor:
-            same = classes[queries].unsqueeze(1) == ref_classes
+            same = torch.eq(classes[queries].unsqueeze(1), ref_classes, out=torch.empty_like(scores.detach()))
             positive = (self.positive_margin - scores).clamp(min=0) * same
-            negative = (scores - self.negative_margin).clamp(min=0) * ~same
+            negative = (scores - self.negative_margin).clamp(min=0)
             if inputs.own_gallery:
                 positive.diagonal(queries.start).zero_()
-            return torch.stack([positive, negative])
+            return torch.stack([positive, negative.addcmul(negative, same, value=-1)])
 
         def count(scores: Tensor, queries: slice) -> Tensor:
-            return (violations(scores, queries) > 0).sum(dim=(1, 2)).to(scores.dtype)
+            return violations(scores, queries).sign_().sum(dim=(1, 2))  # booleans are slow to sum
 
         pairs = inputs.embeddings, inputs.ref_emb
         with torch.no_grad():
