@@ -109,7 +109,7 @@ def rows(name: str, loss: nn.Module, arguments: argparse.Namespace) -> Iterator[
         bound += step_pass(name, loss, size, arguments.device)
         previous, expected = size, ours
         peer_expected = theirs[0] if theirs else peer_expected
-        of_peer = f"{theirs[0] / ours:.0f} | {theirs[0] * 1e3:.1f}" if theirs else "- | -"
+        of_peer = f"{theirs[0] / ours:.1f} | {theirs[0] * 1e3:.1f}" if theirs else "- | -"
         yield (
             f"| {name} | {size} | {ours * 1e3:.2f} | {added / 2**20:.0f} | {ours / bound:.2f} | {bound * 1e3:.2f} "
             f"| {of_peer} |"

@@ -90,6 +90,18 @@ def test_equals_published_code(cls, options, published, lambda_val, margin):
         torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
 
 
+@every_loss
+@every_setting
+def test_equals_published_code_without_the_query_in_its_gallery(cls, options, published, lambda_val, margin):
+    """A gallery of one item less, by whose size the ranks are divided."""
+    embeddings, labels = batch((4, 4, 4))
+    others = ~torch.eye(12, dtype=torch.bool)
+    scores, relevant = embeddings @ embeddings.T, (labels[:, :1] == labels[:, 0]).double()
+    expected = published(scores[others].view(12, 11), relevant[others].view(12, 11), lambda_val, margin)
+    actual = cls(lambda_val, margin, **options, include_self=False)(embeddings, labels)
+    assert_same(actual, expected, embeddings, rtol=1e-9, atol=1e-12)
+
+
 def handicapped(embeddings, labels, seed):
     """Restates the noise: the handicap of each item, times the size of a normal draw."""
     generator = torch.Generator().manual_seed(seed)
