@@ -60,7 +60,7 @@ def pairwise_ranks(
 
 
 def _has_kernels(scores: Tensor) -> bool:
-    return scores.is_cuda and find_spec("triton") is not None
+    return scores.is_cuda and scores.dtype in (torch.float32, torch.float64) and find_spec("triton") is not None
 
 
 class _PairwiseRanks(torch.autograd.Function):

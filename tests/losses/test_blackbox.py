@@ -43,7 +43,7 @@ def published_ap(scores, relevant, lambda_val, margin):
 
 
 def published_recall(scores, relevant, lambda_val, margin, log_of_log=False):
-    """blackbox_backprop/recall.py: ranks over the size of the gallery, times the number of queries."""
+    """blackbox_backprop/recall.py: ranks over the size of the gallery, times the number of queries, the same here."""
     ranks, within = published_ranks(scores - margin * (relevant - 0.5), relevant, lambda_val)
     penalty = torch.log1p(scores.shape[1] * (ranks - within) * relevant)
     penalty = torch.log1p(penalty) if log_of_log else penalty

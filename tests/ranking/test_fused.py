@@ -243,6 +243,22 @@ class TestKernels:
         for values, copy in zip(inputs, copies, strict=True):
             assert torch.equal(values, copy)
 
+    def test_pairwise_ranks_hands_over_the_steps_it_can(self, monkeypatch):
+        """The dispatch, on whatever device the kernels can run here."""
+        handed_over = []
+
+        def spy(*arguments, **options):
+            handed_over.append(options["negative_step"])
+            return fused_ranks(*arguments, **options)
+
+        fused_ranks = fused.fused_ranks
+        monkeypatch.setattr(fused, "fused_ranks", spy)
+        monkeypatch.setattr("dml.ranking.pairwise._has_kernels", lambda scores: True)
+        scores, relevance, valid = class_batch((2, 3))
+        for step in (UpperBound(), Doubled(0.1)):
+            pairwise_ranks(scores, relevance, valid, positive_step=heaviside, negative_step=step)
+        assert handed_over == [UpperBound()]
+
     def test_backward_is_once_differentiable(self):
         """The backward is derived by hand; a second one must refuse rather than be silently wrong."""
         scores, relevance, valid = class_batch((2, 3))
