@@ -38,5 +38,5 @@ class SmoothHAPLoss(RankLoss):
 
     def measure(self, scores: Tensor, relevance: Tensor, valid: Tensor) -> Tensor:
         gains = split_over_population(relevance, valid, exponent=self.level_exponent)
-        ranks = pairwise_ranks(scores, gains, valid, levels=relevance, positive_step=self.step, negative_step=self.step)
+        ranks = pairwise_ranks(scores, gains, valid, positive_step=self.step, negative_step=self.step)
         return average_precision(ranks)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from dml.losses.base import RankLoss
-from dml.ranking import Sigmoid, ndcg, pairwise_ranks, shared_levels
+from dml.ranking import Sigmoid, exponential_gain, ndcg, pairwise_ranks, shared_levels
 
 
 class SmoothNDCGLoss(RankLoss):
@@ -25,7 +25,7 @@ class SmoothNDCGLoss(RankLoss):
         self.step = Sigmoid(temperature)
 
     def relevance(self, labels: Tensor, ref_labels: Tensor) -> Tensor:
-        return shared_levels(labels, ref_labels).exp2_().sub_(1)
+        return exponential_gain(shared_levels(labels, ref_labels))
 
     def measure(self, scores: Tensor, relevance: Tensor, valid: Tensor) -> Tensor:
         return ndcg(pairwise_ranks(scores, relevance, valid, positive_step=self.step, negative_step=self.step))

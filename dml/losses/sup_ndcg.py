@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from dml.losses.base import RankLoss
-from dml.ranking import UpperBound, heaviside, ndcg, pairwise_ranks, shared_levels
+from dml.ranking import UpperBound, exponential_gain, heaviside, ndcg, pairwise_ranks, shared_levels
 
 
 class SupNDCGLoss(RankLoss):
@@ -40,7 +40,7 @@ class SupNDCGLoss(RankLoss):
         self.step = UpperBound(temperature, slope, margin, jump, offset)
 
     def relevance(self, labels: Tensor, ref_labels: Tensor) -> Tensor:
-        return shared_levels(labels, ref_labels).exp2_().sub_(1)
+        return exponential_gain(shared_levels(labels, ref_labels))
 
     def measure(self, scores: Tensor, relevance: Tensor, valid: Tensor) -> Tensor:
         return ndcg(pairwise_ranks(scores, relevance, valid, positive_step=heaviside, negative_step=self.step))

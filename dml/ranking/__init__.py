@@ -15,7 +15,7 @@ from dml.ranking.measures import (
 )
 from dml.ranking.pairwise import pairwise_ranks
 from dml.ranking.ranks import Ranks
-from dml.ranking.relevance import shared_levels, split_over_population
+from dml.ranking.relevance import exponential_gain, shared_levels, split_over_population
 from dml.ranking.steps import Sigmoid, Step, UpperBound, heaviside
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "blackbox_ranks",
     "check_chunk_size",
     "exact_ranks",
+    "exponential_gain",
     "heaviside",
     "mean_average_precision_at_r",
     "ndcg",

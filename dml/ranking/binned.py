@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dml.ranking.blocks import BLOCK_ELEMENTS
+from dml.ranking.blocks import spans
 from dml.ranking.once import once_differentiable
 from dml.ranking.ranks import Ranks
 
@@ -92,7 +92,7 @@ class _CountAbove(torch.autograd.Function):
         ctx.save_for_backward(position, counted)
         ctx.num_bins = num_bins
         counts = position.new_empty(len(position), num_bins)
-        for rows in _rows(position):
+        for rows in spans(*position.shape):
             # What is not counted lies beyond the last bin. What is beyond an end lies at it.
             place = position[rows].clamp(0, num_bins - 1).masked_fill_(~counted[rows], num_bins)
             ramp = torch.empty_like(place)
@@ -106,14 +106,9 @@ class _CountAbove(torch.autograd.Function):
     def backward(ctx: Any, grad_counts: Tensor) -> tuple[Any, ...]:
         position, counted = ctx.saved_tensors
         grad = torch.empty_like(position)
-        for rows in _rows(position):
+        for rows in spans(*position.shape):
             place = position[rows]
             inside = (place > AT_END) & (place < ctx.num_bins - 1 - AT_END) & counted[rows]
             bin_ = place.clamp(0, ctx.num_bins - 1).nan_to_num_(0).long()
             grad[rows] = grad_counts[rows].neg().gather(1, bin_).mul_(inside)
         return grad, None, None
-
-
-def _rows(position: Tensor) -> list[slice]:
-    size = max(1, BLOCK_ELEMENTS // max(1, position.shape[1]))
-    return [slice(start, start + size) for start in range(0, len(position), size)]

@@ -44,13 +44,16 @@ class Block(NamedTuple):
 
 def walk(relevance: Tensor, valid: Tensor) -> Iterator[Block]:
     """Blocks of the queries of ``relevance [Q, N]`` that have a valid relevant item, in order of the pairs."""
-    num_queries, num_items = relevance.shape
-    size = max(1, BLOCK_ELEMENTS // max(1, num_items))
-    for start in range(0, num_queries, size):
-        rows = slice(start, min(start + size, num_queries))
+    for rows in spans(*relevance.shape):
         query, item = (relevance[rows].bool() & valid[rows]).nonzero(as_tuple=True)
         if len(query) > 0:
             yield _block(query, item, rows)
+
+
+def spans(num_queries: int, num_items: int) -> list[slice]:
+    """Rows of ``[Q, N]`` that make a block."""
+    size = max(1, BLOCK_ELEMENTS // max(1, num_items))
+    return [slice(start, min(start + size, num_queries)) for start in range(0, num_queries, size)]
 
 
 def gallery_of(block: Block, scores: Tensor, valid: Tensor) -> Tensor:

@@ -17,6 +17,15 @@ def shared_levels(labels: Tensor, ref_labels: Tensor) -> Tensor:
     return shared
 
 
+def exponential_gain(levels: Tensor) -> Tensor:
+    """The gain of nDCG, ``2**l - 1`` for an item that shares ``l`` levels.
+
+    Args:
+        levels: ``[Q, N]``, what :func:`shared_levels` returned.
+    """
+    return levels.exp2().sub_(1)
+
+
 def split_over_population(levels: Tensor, valid: Tensor, *, exponent: float = 1.0) -> Tensor:
     r"""Relevance in which the items of a level share the weight of the level.
 

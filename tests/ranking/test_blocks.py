@@ -4,7 +4,7 @@ import itertools
 import pytest
 import torch
 
-from dml.ranking import binned, blocks
+from dml.ranking import blocks
 from dml.ranking.binned import Bins, binned_ranks
 from dml.ranking.blackbox import blackbox_ranks
 from dml.ranking.blocks import gallery_of, walk
@@ -76,7 +76,6 @@ every_ranker = pytest.mark.parametrize(
 def block_elements(monkeypatch):
     def set_to(size):
         monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", size)
-        monkeypatch.setattr(binned, "BLOCK_ELEMENTS", size)
 
     return set_to
 

@@ -69,21 +69,22 @@ def test_supports_the_steps_it_knows_and_refuses_others():
 @pytest.mark.skipif(RUNNABLE, reason="the kernels run in this process")
 def test_the_interpreted_kernels(tmp_path):
     arguments = ["-m", "pytest", "--noconftest", "-p", "no:cacheprovider", f"{__file__}::TestKernels"]
-    run_python(*arguments, TRITON_INTERPRET="1", TRITON_CACHE_DIR=str(tmp_path))
+    done = run_python(*arguments, TRITON_INTERPRET="1", TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(INTERPRETED, reason="what is interpreted is not compiled")
 def test_the_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     """In a process of its own, because a compiler that crashes takes it along."""
-    run_python("-m", "tests.ranking.test_fused", TRITON_CACHE_DIR=str(tmp_path))
+    done = run_python("-m", "tests.ranking.test_fused", TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def run_python(*arguments, **variables):
     root = Path(__file__).parents[2]
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *arguments], cwd=root, env=os.environ | variables, capture_output=True, text=True
     )
-    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
 
 
 def compile_kernels():
