@@ -101,10 +101,10 @@ class RankLoss(nn.Module, ABC):
         inputs = checked_inputs(embeddings, labels, ref_emb, ref_labels)
         if query_weights is None:
             query_weights = inputs.embeddings.new_ones(len(embeddings))
-        elif query_weights.shape != embeddings.shape[:1] or not (query_weights >= 0).all():
+        elif query_weights.shape != embeddings.shape[:1] or not ((query_weights >= 0) & query_weights.isfinite()).all():
             raise ValueError(
-                f"query_weights must be {len(embeddings)} numbers, none below 0; they are {list(query_weights.shape)}, "
-                f"from {query_weights.min().item() if query_weights.numel() else None}"
+                f"query_weights must be {len(embeddings)} finite numbers, none below 0; they are "
+                f"{list(query_weights.shape)}, from {query_weights.min().item() if query_weights.numel() else None}"
             )
         return self._loss(inputs, query_weights.to(inputs.embeddings.dtype))
 
@@ -163,7 +163,7 @@ def checked_inputs(embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, r
             f"ref_emb {list(ref_emb.shape)} and ref_labels {list(ref_labels.shape)} must have the columns of "
             f"embeddings {list(embeddings.shape)} and labels {list(labels.shape)}"
         )
-    return Inputs(embeddings, labels, at_least_float32(ref_emb), ref_labels, own_gallery=False)
+    return Inputs(embeddings, labels, ref_emb.to(embeddings.dtype), ref_labels, own_gallery=False)
 
 
 def at_least_float32(embeddings: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ class BlackboxRecallLoss(RankLoss):
 
     Rolinek et al., "Optimizing Rank-based Metrics with Blackbox Differentiation", CVPR 2020,
     https://arxiv.org/abs/1912.03500. The published code multiplies ranks, which it has divided by the size of the
-    gallery, by the number of queries; here they are true ranks, the same where the batch is its own gallery.
+    gallery, by the number of queries; here they are true ranks, the same where the batch is its own gallery. It takes
+    one mean over all relevant items of the batch; here it is the mean of the queries' means, the same where classes are
+    of equal size.
 
     Args:
         lambda_val: :math:`\lambda`, how far the interpolation looks.

@@ -66,7 +66,8 @@ class CSLLoss(nn.Module):
         embeddings, labels, proxies = self.proxies(embeddings, labels)
         if labels.shape[1] != len(self.margins):
             raise ValueError(f"margins are {list(self.margins)}; the labels have {labels.shape[1]} levels")
-        self.proxy_labels[labels[:, 0]] = labels
+        if self.training:
+            self.proxy_labels[labels[:, 0]] = labels
         seen = self.proxy_labels[:, 0] >= 0
 
         def cost(scores: Tensor, queries: slice) -> Tensor:

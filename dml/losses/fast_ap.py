@@ -23,6 +23,8 @@ class FastAPLoss(RankLoss):
 
     def __init__(self, num_bins: int = 10, include_self: bool = False, chunk_size: int | None = None) -> None:
         super().__init__(include_self=include_self, chunk_size=chunk_size)
+        if num_bins < 1:
+            raise ValueError(f"num_bins is {num_bins}; it must be at least 1")
         self.bins = Bins(num_bins + 1)
 
     def measure(self, scores: Tensor, relevance: Tensor, valid: Tensor) -> Tensor:

@@ -41,4 +41,4 @@ class Proxies(nn.Module):
                 f"num_classes is {num_classes}; the batch has label {labels[outside, 0][0].item()}. It must be the "
                 "number of training classes"
             )
-        return embeddings, labels, self.weight.to(embeddings.dtype)
+        return embeddings, labels.long(), self.weight.to(embeddings.dtype)

@@ -138,3 +138,12 @@ def test_options_out_of_range_are_named(arguments, message):
 def test_a_label_without_proxy_is_named():
     with pytest.raises(ValueError, match=r"num_classes is 4.* label [45]"):
         csl(num_classes=4)(*batch(levels=3))
+
+
+def test_evaluation_learns_no_hierarchy():
+    loss = CSLLoss(6, 8, margins=(0.25, 0.45))
+    embeddings, labels = batch(dtype=torch.float32)
+    loss.eval()(embeddings, labels)
+    assert (loss.proxy_labels == -1).all()
+    loss.train()(embeddings, labels)
+    assert (loss.proxy_labels[labels[:, 0].unique(), 0] == labels[:, 0].unique()).all()

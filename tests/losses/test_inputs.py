@@ -194,3 +194,26 @@ def test_pairs_must_fit():
     embeddings, labels = batch()
     with pytest.raises(ValueError, match="Number of embeddings"):
         make(PairLoss)(embeddings, labels[:5])
+
+
+@pytest.mark.parametrize("cls", [CSLLoss, NormSoftmaxLoss])
+def test_labels_of_proxies_may_be_of_any_integer_type(cls):
+    embeddings, labels = batch(dtype=torch.float32)
+    torch.testing.assert_close(make(cls)(embeddings, labels.int()), make(cls)(embeddings, labels))
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0])
+def test_query_weights_that_are_no_weights(weight):
+    embeddings, labels = batch()
+    weights = torch.ones(len(labels))
+    weights[2] = weight
+    with pytest.raises(ValueError, match=r"query_weights must be \d+ finite numbers, none below 0"):
+        SmoothAPLoss()(embeddings, labels, query_weights=weights)
+
+
+def test_references_of_another_precision():
+    embeddings, labels = batch()
+    single = embeddings.detach().float()
+    value = SmoothAPLoss()(embeddings, labels, ref_emb=single, ref_labels=labels)
+    assert value.dtype == torch.float64
+    torch.testing.assert_close(value, SmoothAPLoss()(embeddings, labels, ref_emb=single.double(), ref_labels=labels))
