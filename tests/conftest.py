@@ -12,6 +12,12 @@ os.environ["OMP_NUM_THREADS"] = "2"
 torch.set_num_threads(2)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No index of a user's data set is read or written by a test."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def glyphs_root(tmp_path_factory):
     """A tiny Glyphs: 12 training, 6 validation and 6 test characters, 4 images each."""

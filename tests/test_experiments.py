@@ -1,4 +1,4 @@
-"""Every experiment, with every loss, trains for a batch on a miniature of its data."""
+"""Every experiment, with every loss, trains for a batch on a miniature of its data; every evaluation is made."""
 
 from pathlib import Path
 
@@ -6,12 +6,18 @@ import pytest
 import yaml
 
 from dml.__main__ import main
-from tests.data.datasets.miniatures import make_grocery, make_omniglot, make_sop
+from tests.data.datasets.miniatures import MINIATURES
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-MINIATURES = {"GroceryStore": make_grocery, "Omniglot": make_omniglot, "StanfordOnlineProducts": make_sop}
 BASES = sorted(EXPERIMENTS.glob("*.yaml"))
 LOSSES = sorted((EXPERIMENTS / "losses").glob("*.yaml"))
+EVALUATIONS = sorted((EXPERIMENTS / "evaluation").glob("*.yaml"))
+REPORTED = {
+    "GoogleLandmarkMetrics": "test/mAP@100",
+    "LandmarkMetrics": "test/mAP_M",
+    "ReidentificationMetrics": "test/CMC@1",
+    "TemplateMetrics": "test/TAR@FAR",
+}
 
 SMALL = {
     "data.classes_per_batch": 4,
@@ -53,3 +59,15 @@ def test_experiment_runs(base, roots, monkeypatch, tmp_path):
 def test_loss_runs(overlay, roots, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     run(roots, EXPERIMENTS / "sop.yaml", overlay)
+
+
+@pytest.mark.parametrize("overlay", EVALUATIONS, ids=lambda path: path.stem)
+def test_evaluation_runs(overlay, roots, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load(overlay.read_text())
+    name = config["data"]["dataset"].rpartition(".")[2]
+    small = {**SMALL, "data.root": roots[name], "trainer.fast_dev_run": "false", "trainer.logger": "false"}
+    overrides = [f"--{key}={value}" for key, value in small.items() if key != "report"]
+    main(["test", f"-c={EXPERIMENTS / 'sop.yaml'}", f"-c={overlay}", *overrides])
+    metrics = config["trainer"]["callbacks"][0]["init_args"]["metrics"]["class_path"].rpartition(".")[2]
+    assert REPORTED[metrics] in capsys.readouterr().out

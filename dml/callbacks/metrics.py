@@ -5,14 +5,16 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from dml.data import RetrievalDataModule
 from dml.metrics import RetrievalMetrics
 
 
 class LogRetrievalMetrics(Callback):
-    """Log AP, mAP@R, R-precision and Recall@k as ``val/*`` and ``test/*``.
+    """Log AP, mAP@R, R-precision and Recall@k, or what else is measured, as ``val/*`` and ``test/*``.
 
     Args:
-        metrics: What to measure.
+        metrics: What to measure. Before each evaluation it is told of the dataset, if the trainer has a
+            :class:`~dml.data.RetrievalDataModule`.
     """
 
     def __init__(self, metrics: RetrievalMetrics) -> None:
@@ -21,10 +23,10 @@ class LogRetrievalMetrics(Callback):
         """Of the last evaluation: index of each answerable query ``[Q]``, and each measure of theirs ``[Q]``."""
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(pl_module)
+        self._start(trainer, pl_module, "val")
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(pl_module)
+        self._start(trainer, pl_module, "test")
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         self.metrics.update(**outputs)
@@ -40,8 +42,10 @@ class LogRetrievalMetrics(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(pl_module, "test")
 
-    def _start(self, pl_module: LightningModule) -> None:
+    def _start(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.metrics.to(pl_module.device).reset()
+        data = trainer.datamodule  # type: ignore[attr-defined]  # untyped in Lightning
+        self.metrics.begin(data.datasets[stage] if isinstance(data, RetrievalDataModule) else None)
         self.per_query = None
 
     def _log(self, pl_module: LightningModule, stage: str) -> None:

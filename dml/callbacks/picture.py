@@ -20,7 +20,7 @@ from torchmetrics.utilities import dim_zero_cat
 from torchvision.transforms.v2 import functional
 
 from dml.callbacks.metrics import LogRetrievalMetrics
-from dml.data.dataset import RetrievalDataset, UnreadableImageError
+from dml.data import RetrievalDataset, UnreadableImageError
 from dml.metrics import RetrievalMetrics
 
 # Hues of Okabe and Ito, made for the colour-blind; wrong neighbours have a cross as well.

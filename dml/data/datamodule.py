@@ -1,18 +1,22 @@
 """From a dataset class to the loaders of a run."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Sampler
 from torchvision.transforms import v2
 
-from dml.data.dataset import Batch, RetrievalDataset, collate
-from dml.data.sampler import ClassBalancedSampler
+from dml.data.buckets import AspectBuckets, OneSizeBatches, stored_sizes
+from dml.data.dataset import Batch, RetrievalDataset, collate, joined
+from dml.data.samplers import ClassBalancedSampler, GlobalBatchSampler
 
 
 class RetrievalDataModule(LightningDataModule):
@@ -23,6 +27,8 @@ class RetrievalDataModule(LightningDataModule):
         root: Folder of the dataset.
         classes_per_batch: Classes in a training batch, over all processes.
         samples_per_class: Images of each class in a training batch.
+        sampler: Which images make a training batch: one of :mod:`dml.data.samplers`, with its options.
+        levels: Columns of the index that are the labels, finest first; by default those that the dataset names.
         train_split: Split to train on.
         val_split: Split that ``fit`` and ``validate`` evaluate on.
         test_split: Split that ``test`` evaluates on.
@@ -31,9 +37,11 @@ class RetrievalDataModule(LightningDataModule):
         val_seed: Which classes those are.
         train_transforms: torchvision v2 transforms from uint8 to uint8, in order. By default a random resized crop, and
             a horizontal flip for colour images.
-        eval_transforms: The same for evaluation. By default the shorter side is resized, and the centre cropped.
+        eval_transforms: The same for evaluation. By default the shorter side is resized, and the centre cropped. With
+            :class:`~dml.data.buckets.AspectBuckets`, batches are of images of one size.
         eval_batch_size: Images in an evaluation batch of one process.
-        num_workers: Processes that load images; by default one per core but one, at most 8.
+        num_workers: Processes that load images, for each process that trains; by default its share of the cores, but
+            one, and at most 16.
         skip_unreadable: Leave out images that cannot be read and count them in a warning; by default one stops the run.
         image_size: Side of the images in pixels. The command line takes it from the embedder.
         channels: 1 (greyscale) or 3 (RGB). The command line takes it from the embedder.
@@ -44,8 +52,10 @@ class RetrievalDataModule(LightningDataModule):
         self,
         dataset: type[RetrievalDataset],
         root: str,
-        classes_per_batch: int,
+        classes_per_batch: int = 64,
         samples_per_class: int = 4,
+        sampler: Callable[[Tensor, int, int], GlobalBatchSampler] = ClassBalancedSampler,
+        levels: Sequence[str] | None = None,
         train_split: str = "train",
         val_split: str = "val",
         test_split: str = "test",
@@ -64,12 +74,14 @@ class RetrievalDataModule(LightningDataModule):
         super().__init__()
         self.dataset, self.root = dataset, root
         self.classes_per_batch, self.samples_per_class = classes_per_batch, samples_per_class
+        self.sampler: Callable[..., GlobalBatchSampler] = sampler
+        self.levels = levels
         self.splits = {"train": train_split, "val": val_split, "test": test_split, "predict": predict_split}
         self.val_classes, self.val_seed = val_classes, val_seed
         self.train_transforms = _augmentation(image_size, channels) if train_transforms is None else train_transforms
         self.eval_transforms = _resize_and_crop(image_size) if eval_transforms is None else eval_transforms
         self.eval_batch_size = eval_batch_size
-        self.num_workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if num_workers is None else num_workers
+        self.num_workers = num_workers
         self.skip_unreadable = skip_unreadable
         self.image_size, self.channels, self.seed = image_size, channels, seed
         self.datasets: dict[str, RetrievalDataset] = {}
@@ -77,8 +89,9 @@ class RetrievalDataModule(LightningDataModule):
         self._unreadable: set[str] = set()
 
     def prepare_data(self) -> None:
-        # Once per machine: a dataset that draws itself on first use does it here, before processes share it.
-        self.dataset(self.root, self.splits["test"], val_classes=self.val_classes, val_seed=self.val_seed)
+        # Once per machine: a dataset that draws itself on first use does it here, and an index is cached, before
+        # processes share them.
+        self.dataset.whole_index(Path(self.root).expanduser(), self.levels)
 
     def setup(self, stage: str) -> None:
         if self.skip_unreadable and self._world_size > 1:
@@ -93,15 +106,19 @@ class RetrievalDataModule(LightningDataModule):
 
     def train_dataloader(self) -> "TrainLoader":
         dataset = self.datasets["train"]
-        sampler = ClassBalancedSampler(
+        sampler = self.train_sampler(dataset, num_replicas=self._world_size, rank=self._rank)
+        return TrainLoader(dataset, sampler, num_workers=self._num_workers, pin_memory=torch.cuda.is_available())
+
+    def train_sampler(self, dataset: RetrievalDataset, *, num_replicas: int = 1, rank: int = 0) -> GlobalBatchSampler:
+        """What draws the training batches of one process."""
+        return self.sampler(
             dataset.labels,
             self.classes_per_batch,
             self.samples_per_class,
             seed=self.seed,
-            num_replicas=self._world_size,
-            rank=self._rank,
+            num_replicas=num_replicas,
+            rank=rank,
         )
-        return TrainLoader(dataset, sampler, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._eval_loader("val")
@@ -139,6 +156,7 @@ class RetrievalDataModule(LightningDataModule):
             self.splits[stage],
             transform=nn.Sequential(*transforms),
             channels=self.channels,
+            levels=self.levels,
             val_classes=self.val_classes,
             val_seed=self.val_seed,
             seed=self.seed,
@@ -149,13 +167,20 @@ class RetrievalDataModule(LightningDataModule):
         return dataset
 
     def _eval_loader(self, stage: str) -> DataLoader[Batch]:
-        dataset: Any = self.datasets[stage]
-        distributed = self._world_size > 1
+        dataset = self.datasets[stage]
+        shared = {"num_replicas": self._world_size, "rank": self._rank}
+        buckets = [transform for transform in self.eval_transforms if isinstance(transform, AspectBuckets)]
+        batches: Sampler[list[int]]
+        if buckets:
+            sizes = [buckets[0].size(*size) for size in stored_sizes(dataset)]
+            batches = OneSizeBatches(sizes, self.eval_batch_size, **shared)
+        else:
+            in_order: Any = DistributedSampler(dataset, shuffle=False, **shared)  # type: ignore[arg-type]
+            batches = BatchSampler(in_order, self.eval_batch_size, drop_last=False)
         return DataLoader(
-            dataset,
-            batch_size=self.eval_batch_size,
-            sampler=DistributedSampler(dataset, shuffle=False) if distributed else None,
-            num_workers=self.num_workers,
+            dataset,  # type: ignore[arg-type]  # it holds items; batches are what collate makes of them
+            batch_sampler=batches,
+            num_workers=self._num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or each loader would draw from the generator of the training run
@@ -166,46 +191,82 @@ class RetrievalDataModule(LightningDataModule):
         return self.trainer.world_size if self.trainer is not None else 1
 
     @property
+    def _num_workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = self.trainer.num_devices if self.trainer is not None else 1
+        return min(16, max(1, cores // processes - 1))
+
+    @property
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer is not None else 0
 
 
 class TrainLoader(DataLoader[Batch]):
-    """A loader of training batches that can go on in the middle of an epoch.
+    """A loader of training batches whose workers share each batch, and that can go on in the middle of an epoch.
+
+    A worker loads a part of a batch: thousands of images are ready as soon as all workers together have loaded them,
+    and no more than about two batches are held at a time, however many workers there are.
 
     Lightning saves :meth:`state_dict` with each checkpoint. Batches follow from the sampler's seed and epoch, and
     augmentation from the image and the epoch, so the number of batches served is all there is to remember.
     """
 
     def __init__(
-        self, dataset: RetrievalDataset, sampler: ClassBalancedSampler, *, num_workers: int, pin_memory: bool
+        self, dataset: RetrievalDataset, sampler: GlobalBatchSampler, *, num_workers: int, pin_memory: bool
     ) -> None:
         self._served = 0
+        parts = _Parts(sampler, num_workers)
         super().__init__(
             dataset,  # type: ignore[arg-type]  # it holds items; batches are what collate makes of them
-            batch_size=sampler.local_batch_size,
-            sampler=sampler,
+            batch_sampler=parts,
             num_workers=num_workers,
             collate_fn=collate,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            prefetch_factor=max(2, -(-parts.per_batch // num_workers)) if num_workers else None,
             generator=torch.Generator(),
         )
-        self._balanced, self._images, self._resume_at = sampler, dataset, 0
+        self._balanced, self._images, self._per_batch, self._resume_at = sampler, dataset, parts.per_batch, 0
+
+    def __len__(self) -> int:
+        return super().__len__() // self._per_batch
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self._images.epoch.fill_(self._balanced.epoch)
         self._balanced.first_batch = self._served = self._resume_at
         self._resume_at = 0
-        for batch in super().__iter__():
+        parts = super().__iter__()
+        while batch := list(islice(parts, self._per_batch)):
             self._served += 1
-            yield batch
+            yield joined(batch)
 
     def state_dict(self) -> dict[str, int]:
         return {"served": self._served}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._resume_at = state["served"]
+
+
+class _Parts(Sampler[list[int]]):
+    """Each batch of a sampler, cut into parts of nearly equal size.
+
+    Lightning finds the sampler, to tell it the epoch, as the attribute of this name.
+    """
+
+    def __init__(self, sampler: GlobalBatchSampler, num_workers: int) -> None:
+        self.sampler = sampler
+        # Parts of 64 keep all workers busy at the end of a batch, and the cost of handing them over small.
+        self.per_batch: int = -(-sampler.local_batch_size // 64) if num_workers else 1
+
+    def __len__(self) -> int:
+        return len(self.sampler) // self.sampler.local_batch_size * self.per_batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        images, size = iter(self.sampler), self.sampler.local_batch_size
+        while batch := list(islice(images, size)):
+            yield from (part.tolist() for part in np.array_split(batch, self.per_batch))
 
 
 def _augmentation(image_size: int, channels: int) -> list[nn.Module]:

@@ -1,20 +1,22 @@
 """The dataset contract: an index of images, and what a batch of them holds."""
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, TypedDict
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional
 
-from dml.data.index import check_index, hold_out_classes
+from dml.data import index as index_module
+from dml.data.cache import cached
+from dml.data.files import require
+from dml.data.images import Box, UnreadableImageError, decode_image
+from dml.data.index import BOX, check_index, hold_out_classes, label_columns
 
 
 class Item(TypedDict):
@@ -38,19 +40,16 @@ class Batch(TypedDict):
     unreadable: list[str]  # one message for each image that was left out because it could not be read
 
 
-class UnreadableImageError(ValueError):
-    """An image file is missing or is not a whole image."""
-
-
 class RetrievalDataset(Dataset[Item], ABC):
-    """Images of one split, with their labels. A dataset is :attr:`levels` and :meth:`read_index`, nothing else.
+    """Images of one split, with their labels. A dataset is :attr:`levels` and :meth:`read_index`, little else.
 
     Args:
-        root: Folder of the dataset.
+        root: Folder of the dataset; paths are relative to it. (Or a list in that folder, for a dataset that takes one.)
         split: Which rows of the index to serve.
         transform: From a uint8 image ``[C, H, W]`` to a uint8 image; random transforms draw from torch's global
             generator. Normalisation belongs to the embedder.
         channels: 1 (greyscale) or 3 (RGB); images are converted.
+        levels: Which columns of the index are the labels, finest first; by default :attr:`levels` of the class.
         val_classes: Fraction of the training classes that is held out as the split ``val``; see
             :func:`~dml.data.index.hold_out_classes`.
         val_seed: Which classes those are.
@@ -58,11 +57,24 @@ class RetrievalDataset(Dataset[Item], ABC):
             on any number of worker processes, and after a resume.
 
     Raises:
+        FileNotFoundError: If ``root`` lacks one of :attr:`files`.
         ValueError: If the index breaks its contract, or has no such split.
     """
 
-    levels: ClassVar[tuple[str, ...]]
-    """Names of the label columns, finest first, each nested in the next."""
+    levels: tuple[str, ...] = ()
+    """Names of the label columns, finest first, each nested in the next. If empty: all columns of no other use."""
+
+    files: ClassVar[tuple[str, ...]] = ()
+    """Lists and folders that the root must hold. From lists, the index is read once, and again when one changes."""
+
+    more_files: ClassVar[tuple[str, ...]] = ()
+    """Lists that the root may hold."""
+
+    origin: ClassVar[str] = ""
+    """Address of the site that offers the data."""
+
+    published: ClassVar[Mapping[str, tuple[int | None, ...]]] = {}
+    """Published number of images of each split, and of its classes at each level; None where none was published."""
 
     @staticmethod
     @abstractmethod
@@ -73,6 +85,40 @@ class RetrievalDataset(Dataset[Item], ABC):
             FileNotFoundError: If a list file or folder is missing; the message says what was expected where.
         """
 
+    @staticmethod
+    def read_judgements(root: Path) -> pd.DataFrame | None:
+        """What is relevant to a query, for protocols that list it instead of following from labels.
+
+        Returns:
+            One row for each query and item that were judged: columns ``query`` and ``item`` (paths of the index) and
+            ``judgement`` (a word of the protocol, such as easy, hard or junk). None if relevant means of equal labels.
+        """
+        return None
+
+    @classmethod
+    def whole_index(cls, root: Path, levels: Sequence[str] | None = None) -> tuple[pd.DataFrame, tuple[str, ...]]:
+        """The index of all splits, checked, and its levels; from the cache if none of the lists has changed.
+
+        Raises:
+            FileNotFoundError: If ``root`` lacks one of :attr:`files`.
+            ValueError: If the index breaks its contract.
+        """
+        if cls.files:
+            require(root, cls.files, cls.origin)
+        wanted = cls.levels if levels is None else tuple(levels)
+
+        def read() -> pd.DataFrame:
+            index = cls.read_index(root)
+            return check_index(index, wanted or label_columns(index))
+
+        lists = [root / name for name in (*cls.files, *cls.more_files)]
+        if any(file.is_file() for file in lists):
+            code = [Path(file) for file in (inspect.getfile(cls), index_module.__file__)]
+            index = cached(f"{cls.__module__}.{cls.__qualname__} {wanted} {root.resolve()}", [*lists, *code], read)
+        else:
+            index = read()
+        return index, wanted or label_columns(index)
+
     def __init__(
         self,
         root: str | Path,
@@ -80,6 +126,7 @@ class RetrievalDataset(Dataset[Item], ABC):
         *,
         transform: Callable[[Tensor], Tensor] | None = None,
         channels: int = 3,
+        levels: Sequence[str] | None = None,
         val_classes: float | None = None,
         val_seed: int = 0,
         seed: int = 0,
@@ -87,7 +134,8 @@ class RetrievalDataset(Dataset[Item], ABC):
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}; it must be 1 (greyscale) or 3 (RGB)")
         self.root = Path(root).expanduser()
-        index = check_index(self.read_index(self.root), self.levels)
+        self._folder = self.root.parent if self.root.is_file() else self.root
+        index, self.levels = self.whole_index(self.root, levels)
         if val_classes is not None:
             index = hold_out_classes(index, self.levels[0], val_classes, val_seed)
         splits = sorted(index["split"].unique())
@@ -103,17 +151,25 @@ class RetrievalDataset(Dataset[Item], ABC):
         self.index = index[index["split"] == split].reset_index(drop=True)
         # Arrays rather than lists: no Python object per image, so worker processes share them instead of copying.
         self.labels = torch.tensor(self.index[list(self.levels)].to_numpy(dtype=np.int64))
-        self._paths = pa.array(self.index["path"].astype(str).tolist())
+        self._paths = self.index["path"].array
         self._is_query = (self.index["role"] != "gallery").to_numpy(dtype=bool)
         self._is_gallery = (self.index["role"] != "query").to_numpy(dtype=bool)
+        has_box = set(BOX) <= set(self.index.columns)
+        self._boxes = self.index[list(BOX)].to_numpy(dtype=np.float32) if has_box else None
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def path(self, index: int) -> Path:
         """Where the image is."""
-        path: str = self._paths[index].as_py()
-        return self.root / path
+        return self._folder / str(self._paths[index])
+
+    def box(self, index: int) -> Box | None:
+        """What the image is cropped to, if it is."""
+        if self._boxes is None or np.isnan(self._boxes[index]).any():
+            return None
+        left, top, right, bottom = self._boxes[index].tolist()
+        return left, top, right, bottom
 
     def load(self, index: int) -> Tensor:
         """Decode one image, upright, without :attr:`transform`, to ``[C, H, W]`` uint8.
@@ -121,14 +177,27 @@ class RetrievalDataset(Dataset[Item], ABC):
         Raises:
             UnreadableImageError: If the file is missing or is not a whole image; the message names its path.
         """
-        path = self.path(index)
         try:
-            with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image).convert("L" if self.channels == 1 else "RGB")
-                pixels: Tensor = functional.pil_to_tensor(upright)
-                return pixels
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+            return decode_image(self.content(index), self.channels, self.box(index))
+        except (OSError, UnreadableImageError) as error:
+            raise UnreadableImageError(f"cannot read image {self.path(index)}: {error}") from error
+
+    def content(self, index: int) -> bytes:
+        """The image as it is stored.
+
+        Raises:
+            OSError: If it cannot be read.
+        """
+        return self.path(index).read_bytes()
+
+    def judgements(self) -> pd.DataFrame | None:
+        """:meth:`read_judgements` with rows of this split's index in place of paths, and only those of this split."""
+        judged = self.read_judgements(self.root)
+        if judged is None:
+            return None
+        row = pd.Series(np.arange(len(self)), index=pd.Index(self.index["path"]))
+        judged = judged.assign(query=judged["query"].map(row), item=judged["item"].map(row))
+        return judged.dropna(subset=["query", "item"]).astype({"query": np.int64, "item": np.int64})
 
     def __getitem__(self, index: int) -> Item:
         image = self.load(index)
@@ -169,9 +238,7 @@ def collate(items: Sequence[Item | str]) -> Batch:
     """Stack items into a batch. Images must have one size; messages go to ``unreadable``."""
     readable = [item for item in items if not isinstance(item, str)]
     images = [item["image"] for item in readable]
-    shapes = sorted({tuple(image.shape) for image in images})
-    if len(shapes) > 1:
-        raise ValueError(f"images of one batch have shapes {shapes}; the transforms must bring them to one size")
+    _check_one_size(images)
     return Batch(
         images=torch.stack(images) if images else torch.empty(0),
         labels=torch.stack([item["labels"] for item in readable]) if readable else torch.empty(0, dtype=torch.long),
@@ -180,3 +247,25 @@ def collate(items: Sequence[Item | str]) -> Batch:
         is_gallery=torch.tensor([item["is_gallery"] for item in readable], dtype=torch.bool),
         unreadable=[item for item in items if isinstance(item, str)],
     )
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """One batch of several."""
+    if len(parts) == 1:
+        return parts[0]
+    images = [part["images"] for part in parts if len(part["index"])]
+    _check_one_size([some[0] for some in images])
+    return Batch(
+        images=torch.cat(images) if images else parts[0]["images"],
+        labels=torch.cat([part["labels"] for part in parts if len(part["index"])] or [parts[0]["labels"]]),
+        index=torch.cat([part["index"] for part in parts]),
+        is_query=torch.cat([part["is_query"] for part in parts]),
+        is_gallery=torch.cat([part["is_gallery"] for part in parts]),
+        unreadable=[message for part in parts for message in part["unreadable"]],
+    )
+
+
+def _check_one_size(images: Sequence[Tensor]) -> None:
+    shapes = sorted({tuple(image.shape) for image in images})
+    if len(shapes) > 1:
+        raise ValueError(f"images of one batch have shapes {shapes}; the transforms must bring them to one size")

@@ -1,7 +1,10 @@
 """Retrieval metrics over the whole gallery."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -15,6 +18,17 @@ from dml.ranking import (
     r_precision,
     recall_at_k,
 )
+
+
+class EvaluatedDataset(Protocol):
+    """What a metric may ask of the dataset whose images it gets."""
+
+    root: Path
+    index: pd.DataFrame  # row i is the image of index i
+    levels: tuple[str, ...]  # which columns of the index are the labels, finest first
+
+    def judgements(self) -> pd.DataFrame | None:
+        """Columns query and item (rows of the index) and judgement (a word); None if labels say what is relevant."""
 
 
 class RetrievalMetrics(Metric):
@@ -58,6 +72,15 @@ class RetrievalMetrics(Metric):
         """What :meth:`per_query` gave at the last :meth:`compute`."""
         for state in ("embeddings", "labels", "index", "is_query", "is_gallery"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
+
+    def begin(self, dataset: EvaluatedDataset | None) -> None:
+        """Prepare for the evaluation of a dataset, before its first batch: here, labels say all there is to know.
+
+        Protocols that labels cannot express override it and take what they need.
+
+        Args:
+            dataset: Whose images the batches will hold; None if there are only batches.
+        """
 
     def update(
         self,
@@ -121,19 +144,28 @@ class RetrievalMetrics(Metric):
             **recalls,
         }
 
-    def _ranked_blocks(self) -> Iterator[tuple[Tensor, Ranks]]:
+    def _images(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """``index, embeddings, labels, is_query, is_gallery`` of every image once, in order of ``index``."""
         index, order = dim_zero_cat(self.index).sort()
         order = order[index.diff(prepend=index[:1] - 1) > 0]  # drop repeated indices
         columns = (self.index, self.embeddings, self.labels, self.is_query, self.is_gallery)
         index, embeddings, labels, is_query, is_gallery = (dim_zero_cat(column)[order] for column in columns)
-        labels = labels[:, self.level]
+        return index, embeddings, labels[:, self.level], is_query, is_gallery
+
+    def _ranked_blocks(self) -> Iterator[tuple[Tensor, Ranks]]:
+        index, embeddings, labels, is_query, is_gallery = self._images()
         gallery = is_gallery.nonzero().squeeze(1)
         items, item_labels, item_index = embeddings[gallery], labels[gallery], index[gallery]
         for block in torch.split(is_query.nonzero().squeeze(1), self.block_size):
             relevant = labels[block, None] == item_labels
             valid = index[block, None] != item_index
             answerable = (relevant & valid).any(dim=1)
-            # Evaluation may run under autocast; half precision would tie items that differ.
-            with torch.autocast(embeddings.device.type, enabled=False):
-                scores = embeddings[block] @ items.T
+            scores = similarities(embeddings[block], items)
             yield index[block][answerable], exact_ranks(scores[answerable], relevant[answerable], valid[answerable])
+
+
+def similarities(queries: Tensor, items: Tensor) -> Tensor:
+    """Inner products ``[Q, N]`` of embeddings ``[Q, D]`` and ``[N, D]``."""
+    # Evaluation may run under autocast; half precision would tie items that differ.
+    with torch.autocast(queries.device.type, enabled=False):
+        return queries @ items.T

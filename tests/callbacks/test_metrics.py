@@ -1,12 +1,14 @@
 """LogRetrievalMetrics and MetricsTable, in a real trainer over embeddings that are given."""
 
+import pandas as pd
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from dml.callbacks import LogRetrievalMetrics, MetricsTable
-from dml.metrics import RetrievalMetrics
+from dml.metrics import LandmarkMetrics, ReidentificationMetrics, RetrievalMetrics, TemplateMetrics
+from tests.callbacks.conftest import Colours
 
 # In order of angle: items 0 1 5 2 3 4, of classes 0 0 1 1 2 2. All but 2 and 3 find their like first.
 ANGLES = torch.tensor([0.0, 0.1, 1.0, 1.1, 1.25, 0.8])
@@ -116,3 +118,69 @@ def test_the_table_shows_the_best_beside_the_last(tmp_path, capsys):
     assert float(now[-1]) < float(best[-1])
     assert first.startswith("0, step 2")
     assert second.startswith("1, step 4")
+
+
+class Landmarks(Colours):
+    """To the query c-3, which sees c-0, c-1, c-2, a-2, b-3 in this order, one is easy, one junk and one hard."""
+
+    @classmethod
+    def read_judgements(cls, root):
+        words = {"c-0-both": "easy", "c-2-both": "junk", "b-3-gallery": "hard"}
+        rows = [("c-3-query.png", f"{item}.png", word) for item, word in words.items()]
+        return pd.DataFrame(rows, columns=["query", "item", "judgement"])
+
+
+class Faces(Colours):
+    """Each image is a template: those numbered 0 are in the galleries, a and b in the first, c in the second."""
+
+    @classmethod
+    def read_index(cls, root):
+        index = super().read_index(root)
+        gallery = index["colour"].map({"a": 1, "b": 1, "c": 2}).where(index["path"].str[2] == "0", 0)
+        return index.assign(template=pd.factorize(index["path"])[0], media=0, gallery=gallery)
+
+    @classmethod
+    def read_pairs(cls, root):
+        return pd.DataFrame({"template_a": [0, 0, 8], "template_b": [1, 4, 4], "same": [True, False, False]})
+
+
+@pytest.mark.parametrize(
+    ("dataset", "metrics", "expected"),
+    [
+        (Colours, ReidentificationMetrics(recall_at=[3]), {"CMC@3": 1}),  # there are three identities
+        (Landmarks, LandmarkMetrics(), {"mAP_E": 1, "mAP_H": (0 + 1 / 3) / 2, "mP@5_H": 1 / 3}),
+        (Faces, TemplateMetrics(), {"TAR@FAR=1e-1": 1, "top-1": 7 / 9}),  # b-2 looks like a, c-2 like b
+    ],
+)
+def test_a_protocol_beyond_labels_takes_what_it_needs_from_the_dataset(
+    make_trainer, module, datamodule, dataset, metrics, expected
+):
+    datamodule.dataset = dataset
+    callback = LogRetrievalMetrics(metrics)
+    run = make_trainer(callback, max_epochs=1, limit_train_batches=1, log_every_n_steps=1)
+    run.fit(module, datamodule)
+    assert {f"val/{name}" for name in expected} <= run.callback_metrics.keys()
+    run.test(module, datamodule, verbose=False)
+    assert {name: run.callback_metrics[f"test/{name}"].item() for name in expected} == pytest.approx(expected)
+    assert callback.per_query is None
+
+
+def test_judgements_are_read_only_for_metrics_that_want_them(make_trainer, module, datamodule):
+    class Silent(Colours):
+        @staticmethod
+        def read_judgements(root):
+            raise AssertionError("nobody asked")
+
+    datamodule.dataset = Silent
+    make_trainer(LogRetrievalMetrics(RetrievalMetrics())).test(module, datamodule, verbose=False)
+    with pytest.raises(AssertionError, match="nobody asked"):
+        make_trainer(LogRetrievalMetrics(LandmarkMetrics())).test(module, datamodule, verbose=False)
+
+
+@pytest.mark.parametrize("metrics", [LandmarkMetrics(), TemplateMetrics()])
+def test_such_a_protocol_says_that_plain_loaders_do_not_do(tmp_path, metrics):
+    with pytest.raises(ValueError, match=f"dataset is None; {type(metrics).__name__} needs one with"):
+        trainer(tmp_path, LogRetrievalMetrics(metrics)).test(Given(), loader(), verbose=False)
+    run = trainer(tmp_path, LogRetrievalMetrics(ReidentificationMetrics(recall_at=[2])))
+    run.test(Given(), loader(), verbose=False)
+    assert run.callback_metrics["test/CMC@2"] == 1

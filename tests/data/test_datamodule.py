@@ -21,7 +21,7 @@ def train_batches(data, epochs=1):
     loader = data.train_dataloader()
     collected = []
     for epoch in range(epochs):
-        loader.sampler.set_epoch(epoch)
+        loader.batch_sampler.sampler.set_epoch(epoch)
         collected.extend(loader)
     return collected
 

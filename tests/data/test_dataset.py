@@ -8,7 +8,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional
 
-from dml.data.dataset import RetrievalDataset, UnreadableImageError, collate
+from dml.data.dataset import RetrievalDataset, collate
+from dml.data.images import UnreadableImageError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 # What ITU-R 601 makes of the three colours.

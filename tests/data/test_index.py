@@ -30,10 +30,10 @@ def test_numbers_are_sorted_as_numbers():
     assert check_index(table(fine=[10, 2, 7, 10]), LEVELS)["fine"].tolist() == [2, 0, 1, 2]
 
 
-def test_columns_are_picked_and_rows_renumbered():
+def test_columns_are_ordered_and_rows_renumbered():
     messy = table(note="x").set_index(pd.Index([7, 7, 3, 1]))[["note", "coarse", "role", "fine", "split", "path"]]
     index = check_index(messy, LEVELS)
-    assert index.columns.tolist() == ["path", "split", "role", "fine", "coarse"]
+    assert index.columns.tolist() == ["path", "split", "role", "fine", "coarse", "note"]
     assert index.index.tolist() == [0, 1, 2, 3]
     assert index["path"].tolist() == ["a.png", "b.png", "c.png", "d.png"]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 
@@ -25,6 +26,8 @@ class GroceryStore(RetrievalDataset):
     """
 
     levels = ("product", "category", "group")
+    origin = "https://github.com/marcusklasson/GroceryStoreDataset (folder dataset)"
+    published: ClassVar = {"train": (2_642, 41, 21, None), "test": (2_779, 40, 22, None)}
 
     @staticmethod
     def read_index(root: Path) -> pd.DataFrame:
@@ -44,7 +47,7 @@ class GroceryStore(RetrievalDataset):
 
 
 def _read_official(root: Path) -> pd.DataFrame:
-    require(root, _LISTS, "https://github.com/marcusklasson/GroceryStoreDataset (folder dataset)")
+    require(root, _LISTS, GroceryStore.origin)
     row = r"(?P<path>[^,/]+/(?P<group>[^,/]+)/[^,]+), (?P<product>\d+), (?P<category>\d+)"
     return pd.concat([read_list(root / name, row, "split/Group/.../name.jpg, product, category") for name in _LISTS])
 

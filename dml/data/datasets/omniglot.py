@@ -3,11 +3,11 @@
 import os
 from glob import glob
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 
 from dml.data.dataset import RetrievalDataset
-from dml.data.files import require
 
 _FOLDERS = {"train": "images_background", "test": "images_evaluation"}
 
@@ -24,10 +24,12 @@ class Omniglot(RetrievalDataset):
     """
 
     levels = ("character", "alphabet")
+    files = tuple(_FOLDERS.values())
+    origin = "https://github.com/brendenlake/omniglot (folder python)"
+    published: ClassVar = {"train": (19_280, 964, 30), "test": (13_180, 659, 20)}
 
     @staticmethod
     def read_index(root: Path) -> pd.DataFrame:
-        require(root, list(_FOLDERS.values()), "https://github.com/brendenlake/omniglot (folder python)")
         return pd.concat([_drawings(root, split, folder) for split, folder in _FOLDERS.items()])
 
 

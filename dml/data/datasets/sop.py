@@ -1,11 +1,12 @@
 """Stanford Online Products."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 
 from dml.data.dataset import RetrievalDataset
-from dml.data.files import read_list, require
+from dml.data.files import read_list
 
 _LISTS = {"train": "Ebay_train.txt", "test": "Ebay_test.txt"}
 
@@ -22,10 +23,12 @@ class StanfordOnlineProducts(RetrievalDataset):
     """
 
     levels = ("product", "category")
+    files = tuple(_LISTS.values())
+    origin = "https://cvgl.stanford.edu/projects/lifted_struct/"
+    published: ClassVar = {"train": (59_551, 11_318, 12), "test": (60_502, 11_316, 12)}
 
     @staticmethod
     def read_index(root: Path) -> pd.DataFrame:
-        require(root, list(_LISTS.values()), "https://cvgl.stanford.edu/projects/lifted_struct/")
         splits = {
             split: read_list(
                 root / name,

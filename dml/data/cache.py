@@ -1,0 +1,54 @@
+"""Indices that were parsed before."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_KEY = b"dml_lists"
+
+
+def cached(name: str, lists: Sequence[Path], read: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """What ``read`` returns; from the cache, if it was read before from lists of the same size and time.
+
+    The cache is a Parquet file for each name, in ``$XDG_CACHE_HOME/dml`` (``~/.cache/dml``). It is written at once or
+    not at all, and a cache that cannot be read or written is as good as none.
+
+    Args:
+        name: Of the index.
+        lists: The files that it follows from; also those that are missing count, and the code that reads them.
+        read: What to do if they have changed.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dml"
+    path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.parquet"
+    key = json.dumps([name, *(_stamp(file) for file in lists)]).encode()
+    try:
+        if (pq.read_schema(path).metadata or {}).get(_KEY) == key:
+            found: pd.DataFrame = pq.read_table(path).to_pandas()
+            return found
+    except (OSError, pa.ArrowException):
+        pass
+    index = read()
+    table = pa.Table.from_pandas(index)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: key}), temporary)
+        temporary.replace(path)
+    except OSError:  # a full disk, or no place to write
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return index
+
+
+def _stamp(file: Path) -> tuple[str, int, int]:
+    if not file.is_file():  # of a folder, only whether it is there
+        return (str(file), -1, int(file.exists()))
+    status = file.stat()
+    return (str(file), status.st_size, status.st_mtime_ns)
