@@ -1,4 +1,4 @@
-"""The ``dml`` command: ``fit``, ``validate``, ``test``, ``predict``."""
+"""The ``dml`` command: ``fit``, ``validate``, ``test``, ``predict``, and ``data``."""
 
 import atexit
 import contextlib
@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 
+from dml import data_command
 from dml.callbacks.embeddings import WriteEmbeddings
 from dml.callbacks.last import SaveLast
 from dml.callbacks.run import CONFIG_KEY, DescribeRun, LogConfig
@@ -41,7 +42,11 @@ class DMLCommand(LightningCLI):
             args=args,
             parser_class=OneLineErrors,
             # Or a misspelling that is a prefix would pass. Older jsonargparse asks each parser, newer the first.
-            parser_kwargs={**whole_names, **dict.fromkeys(self.subcommands(), whole_names)},
+            parser_kwargs={
+                **whole_names,
+                **dict.fromkeys(self.subcommands(), whole_names),
+                "epilog": "Data sets: dml data describe, verify, prepare or pack; see dml data --help.",
+            },
             auto_configure_optimizers=False,
             save_config_callback=LogConfig,
             save_config_kwargs={"overwrite": True},
@@ -104,6 +109,8 @@ def main(args: ArgsType = None) -> None:
     words = sys.argv[1:] if args is None else args
     _silence()
     try:
+        if isinstance(words, list) and words[:1] == ["data"]:
+            sys.exit(data_command.run(words[1:], OneLineErrors))
         DMLCommand(_with_config_of_checkpoint(words) if isinstance(words, list) else words)
     except NonFiniteError as error:
         _exit_with(str(error), code=1)
@@ -141,11 +148,12 @@ def _exit_with(message: str, code: int = 2) -> NoReturn:
 def _with_config_of_checkpoint(words: list[str]) -> list[str]:
     """Put the configuration in the checkpoint of ``--ckpt_path`` under that of the command line.
 
-    ``dml test --ckpt_path best.ckpt`` then needs no other argument, and any other argument changes it.
+    ``dml test --ckpt_path best.ckpt`` then needs no other argument, and any other argument changes it. A run that goes
+    on keeps to the configuration it is given.
     """
     path = _value_of("--ckpt_path", words)
     configured = any(word in ("-c", "--config") or word.startswith(("-c=", "--config=")) for word in words)
-    if path is None or configured or path in ("last", "best"):
+    if path is None or (configured and words[0] == "fit") or path in ("last", "best"):
         return words
     if not Path(path).is_file():
         raise ValueError(f"ckpt_path is {path!r}; there is no such file")

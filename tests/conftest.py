@@ -1,6 +1,7 @@
 """Fixtures of the whole suite."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,15 @@ torch.set_num_threads(2)
 def own_cache(tmp_path_factory):
     """No index of a user's data set is read or written by a test."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The real lists and images of data sets, where they lie beside the checkout."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """The dataset contract: an index of images, and what a batch of them holds."""
 
-import inspect
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -112,8 +112,10 @@ class RetrievalDataset(Dataset[Item], ABC):
             return check_index(index, wanted or label_columns(index))
 
         lists = [root / name for name in (*cls.files, *cls.more_files)]
-        if any(file.is_file() for file in lists):
-            code = [Path(file) for file in (inspect.getfile(cls), index_module.__file__)]
+        # A class of a notebook has no file that would tell when it changes.
+        written_in = getattr(sys.modules[cls.__module__], "__file__", None)
+        if written_in is not None and any(file.is_file() for file in lists):
+            code = [Path(written_in), Path(index_module.__file__)]
             index = cached(f"{cls.__module__}.{cls.__qualname__} {wanted} {root.resolve()}", [*lists, *code], read)
         else:
             index = read()

@@ -121,9 +121,12 @@ def _copy(dataset: RetrievalDataset, row: int, *, out: Path, shorter_side: int, 
 def _write(path: Path, content: IO[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        shutil.copyfileobj(content, file)
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            shutil.copyfileobj(content, file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _keep_settings(out: Path, settings: dict[str, int]) -> None:

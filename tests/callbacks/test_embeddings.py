@@ -35,7 +35,7 @@ def test_holds_what_was_embedded(predict, datamodule, tmp_path, capsys):
     outputs = predict(WriteEmbeddings())
     path = tmp_path / "run" / "embeddings.parquet"
     embeddings = torch.cat([batch["embeddings"] for batch in outputs])
-    index = datamodule.datasets["predict"].index
+    index = datamodule.datasets["predict"].index.astype({"path": str, "split": str, "role": str})
 
     frame = pd.read_parquet(path)
     pd.testing.assert_frame_equal(

@@ -2,16 +2,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
-import pytest
-
-
-@pytest.fixture(scope="session")
-def real_data():
-    """The real data sets, where they lie beside the checkout."""
-    folder = Path(__file__).parents[3] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no real data in {folder}")
-    return folder
 
 
 class Judged(SimpleNamespace):
