@@ -2,12 +2,14 @@
 
 import atexit
 import contextlib
+import difflib
 import logging
 import os
 import sys
 import traceback
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import torch
@@ -118,6 +120,11 @@ def main(args: ArgsType = None) -> None:
         if not _is_ours(error):
             raise
         _exit_with(str(error))
+    except AttributeError as error:  # a class that is named and not there: jsonargparse lets that through
+        if not isinstance(error.obj, ModuleType):
+            raise
+        close = difflib.get_close_matches(str(error.name), dir(error.obj), n=1)
+        _exit_with(f"{error}{f'; did you mean {close[0]!r}?' if close else ''}")
 
 
 def _silence() -> None:

@@ -57,17 +57,24 @@ class AspectBuckets(nn.Module):
 def stored_sizes(dataset: RetrievalDataset) -> list[Size]:
     """Size of each image as :meth:`RetrievalDataset.load` returns it, from its header alone.
 
-    Images that cannot be read count as one pixel; they are reported when they are loaded.
+    An image that cannot be read is given the size of one before it, and is reported when it is loaded.
     """
 
-    def sizes(first: int) -> list[Size]:
+    def sizes(first: int) -> list[Size | None]:
         return [_stored_size(dataset, index) for index in range(first, min(first + _AT_A_TIME, len(dataset)))]
 
     with ThreadPoolExecutor(16) as threads:
-        return [size for part in threads.map(sizes, range(0, len(dataset), _AT_A_TIME)) for size in part]
+        found = [size for part in threads.map(sizes, range(0, len(dataset), _AT_A_TIME)) for size in part]
+    # Not a size of its own, or a batch might hold nothing else and nothing to go on with.
+    known = next((size for size in found if size is not None), (1, 1))
+    filled = []
+    for size in found:
+        known = known if size is None else size
+        filled.append(known)
+    return filled
 
 
-def _stored_size(dataset: RetrievalDataset, index: int) -> Size:
+def _stored_size(dataset: RetrievalDataset, index: int) -> Size | None:
     path, box = dataset.path(index), dataset.box(index)
     try:
         # A packed image has no file of its own.
@@ -76,7 +83,7 @@ def _stored_size(dataset: RetrievalDataset, index: int) -> Size:
             # Of TIFF, Pillow says the upright size.
             sideways = image.format != "TIFF" and image.getexif().get(ORIENTATION) in SIDEWAYS
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return 1, 1
+        return None
     if box is None:
         return (width, height) if sideways else (height, width)
     left, top, right, bottom = (max(0, round(side)) for side in box)

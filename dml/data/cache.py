@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _KEY = b"dml_lists"
+_STRINGS = pd.StringDtype("pyarrow")
 
 
 def cached(name: str, lists: Sequence[Path], read: Callable[[], pd.DataFrame]) -> pd.DataFrame:
@@ -30,7 +31,7 @@ def cached(name: str, lists: Sequence[Path], read: Callable[[], pd.DataFrame]) -
     key = json.dumps([name, *(_stamp(file) for file in lists)]).encode()
     try:
         if (pq.read_schema(path).metadata or {}).get(_KEY) == key:
-            found: pd.DataFrame = pq.read_table(path).to_pandas()
+            found: pd.DataFrame = pq.read_table(path).to_pandas(types_mapper={pa.string(): _STRINGS}.get)
             return found
     except (OSError, pa.ArrowException):
         pass

@@ -223,12 +223,12 @@ class TrainLoader(DataLoader[Batch]):
             batch_sampler=parts,
             num_workers=num_workers,
             collate_fn=collate,
-            pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             prefetch_factor=max(2, -(-parts.per_batch // num_workers)) if num_workers else None,
             generator=torch.Generator(),
         )
         self._balanced, self._images, self._per_batch, self._resume_at = sampler, dataset, parts.per_batch, 0
+        self._pin_batches = pin_memory  # pinned when it is whole: joining pinned parts would copy them to others
 
     def __len__(self) -> int:
         return super().__len__() // self._per_batch
@@ -240,7 +240,7 @@ class TrainLoader(DataLoader[Batch]):
         parts = super().__iter__()
         while batch := list(islice(parts, self._per_batch)):
             self._served += 1
-            yield joined(batch)
+            yield joined(batch, pin_memory=self._pin_batches)
 
     def state_dict(self) -> dict[str, int]:
         return {"served": self._served}

@@ -106,12 +106,11 @@ def _copy(dataset: RetrievalDataset, row: int, *, out: Path, shorter_side: int, 
         image = decode_image(content, 3)
     except (OSError, UnreadableImageError) as error:
         return f"{dataset.path(row)}: {error}"
-    if name not in boxed and min(image.shape[1:]) > shorter_side:
+    # The lists know an image by its name, so it keeps its kind; one without a suffix is a JPEG.
+    kind = Image.registered_extensions().get(path.suffix.lower(), "JPEG")
+    if name not in boxed and min(image.shape[1:]) > shorter_side and kind in Image.SAVE:
         resized = functional.to_pil_image(functional.resize(image, [shorter_side], antialias=True))
         buffer = io.BytesIO()
-        suffix = path.suffix.lower()
-        # The lists know an image by its name, so it keeps its kind; one without a suffix is a JPEG.
-        kind = Image.registered_extensions().get(suffix, "JPEG")
         resized.save(buffer, kind, quality=quality)
         content = buffer.getvalue()
     _write(path, io.BytesIO(content))

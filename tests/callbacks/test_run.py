@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 import torch
+import wandb
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import WandbLogger
 from wandb.proto import wandb_internal_pb2
@@ -64,6 +65,7 @@ def told(glyphs_root, tmp_path, monkeypatch):
     )
     trainer.fit(module, datamodule=data)
     logger.experiment.finish()
+    wandb.teardown()  # on a busy machine, the file is not all written when the run is finished
     config, summary, metrics = {}, {}, {}
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     for record in records(path):
