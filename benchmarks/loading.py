@@ -3,7 +3,8 @@
 Photos of the size of those of Stanford Online Products are drawn into a temporary folder and loaded in training, with a
 random resized crop to 224 pixels and a flip. By turns, in one run:
 
-- bare: one process reads, decodes and transforms one image after the other, nothing else;
+- bare: as many processes as the loader has workers read, decode and transform their share of the images, one after the
+  other, and keep none of them: what a loader cannot surpass;
 - ImageFolder: torchvision's data set in a DataLoader, with the same transforms of a PIL image;
 - dml: the training loader of RetrievalDataModule, on 0 and more worker processes.
 
@@ -17,6 +18,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
@@ -67,24 +70,36 @@ def speeds(root: Path, arguments: argparse.Namespace) -> None:
     crop = [v2.RandomResizedCrop(224, scale=(0.2, 1.0), antialias=True), v2.RandomHorizontalFlip()]
     dataset = ImageFolderDataset(root, transform=torch.nn.Sequential(*crop))
 
-    def bare() -> None:
-        for row in range(len(dataset)):
-            dataset.transform(dataset.load(row))  # type: ignore[misc]
-
-    runs: dict[str, Callable[[], None]] = {"bare": bare}
+    runs: dict[str, Callable[[], None]] = {}
+    pools = []
     for workers in (0, *arguments.workers):
+        if workers:
+            pools.append(Pool(workers))
+            shares = [range(worker, len(dataset), workers) for worker in range(workers)]
+            runs[f"bare {workers}"] = partial(pools[-1].map, partial(bare, dataset), shares)
+        else:
+            runs["bare 0"] = partial(bare, dataset, range(len(dataset)))
         runs[f"ImageFolder {workers}"] = drained(image_folder(root, crop, workers, arguments.batch))
         runs[f"dml {workers}"] = drained(ours(root, crop, workers, arguments.batch))
     seconds = by_turns(runs, arguments.turns)
     print(f"{arguments.images} photos of {SIZE[0]} x {SIZE[1]} pixels, batches of {arguments.batch}\n")
-    print("| workers | dml images/s | x bare, one process | x ImageFolder | bare images/s | ImageFolder images/s |")
+    print("| workers | dml images/s | x bare | x ImageFolder | bare images/s | ImageFolder images/s |")
     print("|---|---|---|---|---|---|")
     for workers in (0, *arguments.workers):
         row = [str(workers), rate(arguments.images, seconds[f"dml {workers}"])]
-        peers = {"bare": seconds["bare"], "ImageFolder": seconds[f"ImageFolder {workers}"]}
-        row += [times_faster(seconds[f"dml {workers}"], peer) for peer in peers.values()]
-        row += [rate(arguments.images, peer) for peer in peers.values()]
+        peers = [seconds[f"{peer} {workers}"] for peer in ("bare", "ImageFolder")]
+        row += [times_faster(seconds[f"dml {workers}"], peer) for peer in peers]
+        row += [rate(arguments.images, peer) for peer in peers]
         print(f"| {' | '.join(row)} |")
+    for pool in pools:
+        pool.terminate()
+
+
+def bare(dataset: RetrievalDataset, rows: range) -> None:
+    """Read, decode and transform images, and drop them."""
+    assert dataset.transform is not None
+    for row in rows:
+        dataset.transform(dataset.load(row))
 
 
 def rate(images: int, seconds: list[float]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from dml.data import index as index_module
 from dml.data.cache import cached
@@ -242,7 +242,7 @@ def collate(items: Sequence[Item | str]) -> Batch:
     images = [item["image"] for item in readable]
     _check_one_size(images)
     return Batch(
-        images=torch.stack(images) if images else torch.empty(0),
+        images=default_collate(images) if images else torch.empty(0),  # in a worker, right into shared memory
         labels=torch.stack([item["labels"] for item in readable]) if readable else torch.empty(0, dtype=torch.long),
         index=torch.tensor([item["index"] for item in readable], dtype=torch.long),
         is_query=torch.tensor([item["is_query"] for item in readable], dtype=torch.bool),
@@ -253,6 +253,8 @@ def collate(items: Sequence[Item | str]) -> Batch:
 
 def joined(parts: Sequence[Batch], *, pin_memory: bool = False) -> Batch:
     """One batch of several, with its images in memory that a GPU copies from fastest if they are to be pinned."""
+    if len(parts) == 1 and not pin_memory:
+        return parts[0]
     images = [part["images"] for part in parts if len(part["index"])] or [parts[0]["images"]]
     _check_one_size([some[0] for some in images if len(some)])
     shape = (sum(map(len, images)), *images[0].shape[1:])
