@@ -100,7 +100,8 @@ def _prepare(data: RetrievalDataModule, options: Any) -> int:
     console = Console()
     for error in errors[:_SHOWN]:
         console.print(f"no copy of {error}", soft_wrap=True, highlight=False, markup=False)
-    told = f"prepared; {len(errors):,} images could not be read. Use it as --data.root {options.out}"
+    copy = Path(options.out) / root.name if root.is_file() else options.out  # a list of the root's own name
+    told = f"prepared; {len(errors):,} images could not be read. Use it as --data.root {copy}"
     console.print(told, soft_wrap=True, highlight=False, markup=False)
     return int(bool(errors))
 

@@ -66,3 +66,17 @@ def test_calls_take_turns():
     seconds = by_turns([lambda: calls.append("a"), lambda: calls.append("b")], "cpu", budget=0)
     assert calls == ["a", "b"] * 4
     assert len(seconds) == 2
+
+
+def test_table_of_the_loaders():
+    small = {"images": 64, "batch": 16, "workers": 1, "turns": 1, "epochs": 1, "items": 2000}
+    words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "benchmarks.loading", *words]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line[:3] in ("| 0", "| 1")]
+    assert len(rows) == 2
+    for _, ours, *ratios, bare, peer in rows:
+        for ratio, other in zip(ratios, (bare, peer), strict=True):
+            assert float(ratio) == pytest.approx(float(ours) / float(other), rel=0.1)  # all are rounded
+    assert "parent after 1 more epochs: " in printed
+    assert "a worker of 2,000 images against one of 1,000: " in printed

@@ -134,6 +134,16 @@ def test_prepare_and_use_the_copy(root, capsys):
     assert dml_data("verify", SOP, "--data.root=small", "--data.num_workers=1") == 0
 
 
+def test_prepare_of_a_list_says_where_the_copy_of_the_list_is(root, tmp_path, capsys):
+    frame = pd.DataFrame({"path": sorted(path.name for path in (root / "bicycle_final").iterdir())})
+    frame.assign(product="one").to_csv(root / "bicycle_final" / "mine.csv", index=False)
+    dataset = "--data.dataset=dml.data.datasets.DataFrameDataset"
+    options = [f"--data.root={root / 'bicycle_final' / 'mine.csv'}", "--out=small", "--data.num_workers=1"]
+    assert dml_data("prepare", dataset, *options) == 0
+    copy = capsys.readouterr().out.split()[-1]
+    assert dml_data("verify", dataset, "--data.root", copy, "--data.num_workers=1") == 0
+
+
 def test_prepare_unpacks_archives(tmp_path):
     make_omniglot(tmp_path / "drawn")
     (tmp_path / "omniglot").mkdir()

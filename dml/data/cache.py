@@ -23,7 +23,8 @@ def cached(name: str, lists: Sequence[Path], read: Callable[[], pd.DataFrame]) -
 
     Args:
         name: Of the index.
-        lists: The files that it follows from; also those that are missing count, and the code that reads them.
+        lists: The files that it follows from; also those that are missing count, and the code that reads them. Of a
+            folder, the time when a file was last put into it or taken out counts.
         read: What to do if they have changed.
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dml"
@@ -31,7 +32,9 @@ def cached(name: str, lists: Sequence[Path], read: Callable[[], pd.DataFrame]) -
     key = json.dumps([name, *(_stamp(file) for file in lists)]).encode()
     try:
         if (pq.read_schema(path).metadata or {}).get(_KEY) == key:
-            found: pd.DataFrame = pq.read_table(path).to_pandas(types_mapper={pa.string(): _STRINGS}.get)
+            # Without what pandas has noted, which older releases take to mean one Python object for each string.
+            table = pq.read_table(path).replace_schema_metadata()
+            found: pd.DataFrame = table.to_pandas(types_mapper={pa.string(): _STRINGS, pa.large_string(): _STRINGS}.get)
             return found
     except (OSError, pa.ArrowException):
         pass
@@ -49,7 +52,8 @@ def cached(name: str, lists: Sequence[Path], read: Callable[[], pd.DataFrame]) -
 
 
 def _stamp(file: Path) -> tuple[str, int, int]:
-    if not file.is_file():  # of a folder, only whether it is there
-        return (str(file), -1, int(file.exists()))
+    if not file.exists():
+        return (str(file), -1, 0)
     status = file.stat()
-    return (str(file), status.st_size, status.st_mtime_ns)
+    # How large a folder is depends on the file system.
+    return (str(file), status.st_size if file.is_file() else -1, status.st_mtime_ns)

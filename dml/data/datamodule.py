@@ -46,6 +46,9 @@ class RetrievalDataModule(LightningDataModule):
         image_size: Side of the images in pixels. The command line takes it from the embedder.
         channels: 1 (greyscale) or 3 (RGB). The command line takes it from the embedder.
         seed: Of batches and augmentation. The command line takes it from ``seed_everything``.
+
+    Raises:
+        ValueError: If ``val_classes`` would leave the classes it holds out in ``train_split``.
     """
 
     def __init__(
@@ -72,6 +75,11 @@ class RetrievalDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if val_classes is not None and train_split != "train":
+            raise ValueError(
+                f"val_classes is {val_classes}, which holds out classes of the split 'train', but train_split is "
+                f"{train_split!r}, which keeps them; leave val_classes out, and set val_split"
+            )
         self.dataset, self.root = dataset, root
         self.classes_per_batch, self.samples_per_class = classes_per_batch, samples_per_class
         self.sampler: Callable[..., GlobalBatchSampler] = sampler

@@ -1,5 +1,6 @@
 """The dataset contract: an index of images, and what a batch of them holds."""
 
+import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from dml.data import index as index_module
 from dml.data.cache import cached
-from dml.data.files import require
+from dml.data.files import PREPARED, require
 from dml.data.images import Box, UnreadableImageError, decode_image
 from dml.data.index import BOX, check_index, hold_out_classes, label_columns
+
+_CODE = (check_index.__module__, require.__module__)
 
 
 class Item(TypedDict):
@@ -112,14 +114,28 @@ class RetrievalDataset(Dataset[Item], ABC):
             return check_index(index, wanted or label_columns(index))
 
         lists = [root / name for name in (*cls.files, *cls.more_files)]
-        # A class of a notebook has no file that would tell when it changes.
-        written_in = getattr(sys.modules[cls.__module__], "__file__", None)
-        if written_in is not None and any(file.is_file() for file in lists):
-            code = [Path(written_in), Path(index_module.__file__)]
-            index = cached(f"{cls.__module__}.{cls.__qualname__} {wanted} {root.resolve()}", [*lists, *code], read)
+        # The index also follows from the code that reads it. A class of a notebook has no file, and so no cache.
+        modules = [base.__module__ for base in cls.__mro__ if issubclass(base, RetrievalDataset)]
+        code = [getattr(sys.modules[name], "__file__", None) for name in (*modules, *_CODE)]
+        name = f"{cls.__module__}.{cls.__qualname__} {wanted} {root.resolve()}"
+        if None not in code and any(file.is_file() for file in lists):
+            index = cached(name, [*lists, *(Path(file) for file in code if file)], read)
         else:
             index = read()
+        cls._check_boxes(root, index)
         return index, wanted or label_columns(index)
+
+    @classmethod
+    def _check_boxes(cls, root: Path, index: pd.DataFrame) -> None:
+        """Boxes count pixels, which copies have less of, unless they were made with the boxes in view."""
+        record = root / PREPARED
+        if set(BOX) <= set(index.columns) and record.is_file():
+            prepared_as = json.loads(record.read_text()).get("dataset")
+            if prepared_as != cls.__qualname__:
+                raise ValueError(
+                    f"root is {str(root)!r}, which was prepared as {prepared_as} and may hold smaller images than the "
+                    f"boxes of {cls.__qualname__} are for; prepare it as that"
+                )
 
     def __init__(
         self,

@@ -9,6 +9,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+PREPARED = "prepared.json"
+"""What ``dml data prepare`` writes beside the copies it makes: of which data set, and how."""
+
 
 def require(root: Path, names: Sequence[str], origin: str) -> None:
     """Check that ``root`` holds the files and folders of a dataset.

@@ -46,6 +46,8 @@ def check_index(index: pd.DataFrame, levels: Sequence[str]) -> pd.DataFrame:
     for fine, coarse in pairwise(levels):
         _check_nesting(fine, coarse, coded)
     codes = {level: code.astype(np.int64) for level, (code, _) in coded.items()}
+    texts = [name for name in others if pd.api.types.infer_dtype(index[name], skipna=True) == "string"]
+    index[texts] = index[texts].astype("string[pyarrow]")
     return index.assign(split=index["split"].astype("category"), role=pd.Categorical(index["role"], ROLES), **codes)
 
 

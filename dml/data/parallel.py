@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
+import torch
 from rich.progress import track
 
 from dml.data.dataset import RetrievalDataset
@@ -48,6 +49,8 @@ def over_images(
 def _start(work: tuple[Callable[[RetrievalDataset, int], Any], Sequence[RetrievalDataset]]) -> None:
     global _work
     _work = work
+    # One thread each: they share the cores, and threads that the parent had would be waited for in vain after a fork.
+    torch.set_num_threads(1)
 
 
 def _part(number: int, rows: Sequence[int]) -> list[Any]:

@@ -10,33 +10,33 @@ import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from PIL import Image
 from rich.progress import track
 from torchvision.transforms.v2 import functional
 
 from dml.data.dataset import RetrievalDataset
+from dml.data.files import PREPARED
 from dml.data.images import UnreadableImageError, decode_image
 from dml.data.parallel import over_images
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-_RECORD = "prepared.json"
 
 
 def extract(root: Path, *, progress: bool = True) -> list[Path]:
-    """Unpack the archives that lie in ``root``, there. A file that is there already, of the right size, is left.
+    """Unpack the archives that lie in ``root`` or its folders, each where it is. What is there already is left.
 
     Returns:
         The archives.
 
     Raises:
-        ValueError: If an archive is damaged, or a member would be written outside of ``root``.
+        ValueError: If an archive is damaged, or a member would be written outside of its folder.
         OSError: If what was written has not the size that the archive says.
     """
-    archives = sorted(file for file in root.iterdir() if file.is_file() and file.name.lower().endswith(_ARCHIVES))
+    archives = sorted(file for file in (*root.glob("*"), *root.glob("*/*")) if file.name.lower().endswith(_ARCHIVES))
     for archive in archives:
-        members = (_unzip if archive.suffix.lower() == ".zip" else _untar)(archive, root)
+        members = (_unzip if archive.suffix.lower() == ".zip" else _untar)(archive, archive.parent)
         try:
             for path, size in track(members, f"unpacking {archive.name}", disable=not progress):
                 if (found := path.stat().st_size) != size:
@@ -83,9 +83,11 @@ def prepare(
     source, target = (root.parent if root.is_file() else root).resolve(), out.resolve()
     if source == target or source in target.parents or target in source.parents:
         raise ValueError(f"out is {str(out)!r}, which must be a folder apart from root, {str(source)!r}")
-    _keep_settings(out, {"shorter_side": shorter_side, "quality": quality})
+    settings = {"dataset": type(datasets[0]).__qualname__, "shorter_side": shorter_side, "quality": quality}
+    _keep_settings(out, settings)
     images = {path for dataset in datasets for path in dataset.index["path"]}
-    for path in _other_files(source, images):
+    # Of a root that is a list, what else lies in its folder may be anything.
+    for path in [root.name] if root.is_file() else _other_files(source, images):
         with (source / path).open("rb") as content:
             _write(target / path, content)
     # An image may have a box in one split and none in another.
@@ -128,8 +130,8 @@ def _write(path: Path, content: IO[bytes]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _keep_settings(out: Path, settings: dict[str, int]) -> None:
-    record = out / _RECORD
+def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
+    record = out / PREPARED
     if record.exists():
         there = json.loads(record.read_text())
         if there != settings:
@@ -148,7 +150,7 @@ def _other_files(root: Path, images: set[str]) -> Iterator[str]:
             path = (Path(folder) / name).relative_to(root).as_posix()
             is_image = path in images or Path(name).suffix.lower() in suffixes
             # The record of a root that was itself prepared says nothing of this copy.
-            if not is_image and path != _RECORD and not name.lower().endswith(_ARCHIVES):
+            if not is_image and path != PREPARED and not name.lower().endswith(_ARCHIVES):
                 yield path
 
 

@@ -83,6 +83,16 @@ def test_cache_that_cannot_be_written_is_none(tmp_path, lists, monkeypatch):
     assert read.calls == 2
 
 
+def test_read_again_when_a_folder_changes(folder, lists, tmp_path):
+    images, read = tmp_path / "images", Reader()
+    cached("x", [*lists, images], read)
+    images.mkdir()
+    assert [cached("x", [*lists, images], read)["label"][1] for _ in range(2)] == [2, 2]
+    (images / "1.jpg").touch()
+    os.utime(images, ns=(0, 1))  # a clock may be too coarse to tell
+    assert [cached("x", [*lists, images], read)["label"][1] for _ in range(2)] == [3, 3]
+
+
 def test_error_of_the_reader_is_not_cached(folder, lists):
     def fail():
         raise ValueError("line 3")

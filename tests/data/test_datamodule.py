@@ -19,7 +19,7 @@ from dml.data import (
     RetrievalDataModule,
     SmoothAPSampler,
 )
-from dml.data.datasets import Glyphs, SfM120k, StanfordOnlineProducts
+from dml.data.datasets import Glyphs, GoogleLandmarksV2, SfM120k, StanfordOnlineProducts
 from tests.data.datasets.miniatures import make_sfm120k, make_sop
 
 
@@ -301,6 +301,11 @@ def test_a_third_of_the_training_classes_can_validate(tmp_path):
     train, val = (set(data.datasets[split].index["product"]) for split in ("train", "val"))
     assert not train & val
     assert len(val) == round((len(train) + len(val)) / 3)
+
+
+def test_classes_are_held_out_of_the_split_that_is_trained_on_or_not_at_all(tmp_path):
+    with pytest.raises(ValueError, match=r"^val_classes is 0.5, which .* but train_split is 'train_hierarchical'"):
+        RetrievalDataModule(GoogleLandmarksV2, str(tmp_path), train_split="train_hierarchical", val_classes=0.5)
 
 
 def test_default_transforms_bring_photos_to_one_size(tmp_path):

@@ -11,9 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from dml.data.datasets import DataFrameDataset, InShop, Omniglot, SfM120k, StanfordOnlineProducts
+from dml.data.datasets import (
+    DataFrameDataset,
+    InShop,
+    Omniglot,
+    SfM120k,
+    StanfordOnlineProducts,
+    VGGFace2,
+    VGGFace2Tight,
+)
 from dml.data.prepare import extract, prepare
-from tests.data.datasets.miniatures import make_inshop, make_omniglot, make_sfm120k, make_sop
+from tests.data.datasets.miniatures import make_inshop, make_omniglot, make_sfm120k, make_sop, make_vggface2
 
 
 def smooth(width, height):
@@ -142,13 +150,33 @@ def test_a_copy_of_a_copy_has_its_own_record(tmp_path):
     small(table(tmp_path / "in", {"a.jpg": smooth(100, 64)}), tmp_path / "first")
     small([DataFrameDataset(tmp_path / "first")], tmp_path / "second", shorter_side=16)
     small([DataFrameDataset(tmp_path / "first")], tmp_path / "second", shorter_side=16)
-    assert json.loads((tmp_path / "second" / "prepared.json").read_text()) == {"shorter_side": 16, "quality": 90}
+    expected = {"dataset": "DataFrameDataset", "shorter_side": 16, "quality": 90}
+    assert json.loads((tmp_path / "second" / "prepared.json").read_text()) == expected
 
 
 def test_root_may_be_a_list(tmp_path):
     table(tmp_path / "in", {"a.jpg": smooth(100, 64)})
     small([DataFrameDataset(tmp_path / "in" / "index.csv")], tmp_path / "out")
     assert DataFrameDataset(tmp_path / "out" / "index.csv").load(0).shape == (3, 32, 50)
+
+
+def test_what_else_lies_beside_a_list_is_left(tmp_path):
+    table(tmp_path / "in", {"a.jpg": smooth(100, 64)})
+    (tmp_path / "in" / "thesis.txt").write_text("mine")
+    small([DataFrameDataset(tmp_path / "in" / "index.csv")], tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jpg", "index.csv", "prepared.json"]
+
+
+def test_boxes_are_not_taken_of_images_that_were_resized_without_them(tmp_path):
+    make_vggface2(tmp_path / "in")
+    small([VGGFace2(tmp_path / "in", split) for split in ("train", "test")], tmp_path / "out")
+    assert len(VGGFace2(tmp_path / "out")) == len(VGGFace2(tmp_path / "in"))
+    with pytest.raises(
+        ValueError, match="prepared as VGGFace2 and may hold smaller images than the boxes of VGGFace2T"
+    ):
+        VGGFace2Tight(tmp_path / "out")
+    small([VGGFace2Tight(tmp_path / "in", split) for split in ("train", "test")], tmp_path / "tight")
+    assert torch.equal(VGGFace2Tight(tmp_path / "tight").load(0), VGGFace2Tight(tmp_path / "in").load(0))
 
 
 def test_archives_and_images_of_no_split_are_left(tmp_path):
@@ -184,7 +212,7 @@ def test_other_settings_need_another_folder(tmp_path, changes):
     small(datasets, tmp_path / "out")
     before = (tmp_path / "out" / "a.jpg").read_bytes()
     with pytest.raises(
-        ValueError, match=r"holds copies of \{'shorter_side': 32, 'quality': 90\}, not .*choose another"
+        ValueError, match=r"holds copies of .*'shorter_side': 32, 'quality': 90\}, not .*choose another"
     ):
         small(datasets, tmp_path / "out", **changes)
     assert (tmp_path / "out" / "a.jpg").read_bytes() == before
@@ -271,6 +299,12 @@ def unpacked(root):
 
 
 KINDS = ["archive.zip", "archive.tar", "archive.tar.gz", "archive.tgz"]
+
+
+def test_archives_of_a_folder_are_unpacked_into_it(tmp_path):
+    archive = pack(tmp_path / "Img" / "img.zip", {"img/1.txt": b"one"})
+    assert extract(tmp_path, progress=False) == [archive]
+    assert (tmp_path / "Img" / "img" / "1.txt").read_bytes() == b"one"
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -13,7 +13,7 @@ _FAMILIES = Path(__file__).with_name("cub200.csv")
 
 
 class CUB200(RetrievalDataset):
-    """11,788 photos of birds: 200 species in 37 families in 13 orders.
+    """11,788 photos of birds: 200 species in 38 families in 13 orders.
 
     Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", Caltech technical report CNS-TR-2011-001, 2011; for research
     and education only. As metric learning splits it, the first half of the species is train, the other half test, and
@@ -23,16 +23,16 @@ class CUB200(RetrievalDataset):
         root/images.txt    "image_id path", no header
         root/images/001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.jpg
 
-    Families and orders are none of the download: ``cub200.csv``, beside this file, has them. It is the table of SupRank
-    but for species 084, a gull, which theirs files among the kingfishers in a 38th family of its own. That is a
-    training species: the levels of test are the published ones.
+    Families and orders are none of the download: ``cub200.csv``, beside this file, has those of SupRank. They file
+    species 084, a gull, in the order of the kingfishers, as a family of its own. It is kept so, for the sake of the
+    published numbers; it is a training species.
     """
 
     levels = ("species", "family", "order")
     files = ("images.txt",)
     more_files = (str(_FAMILIES),)  # not in the root, but what was read is out of date when it changes
     origin = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
-    published: ClassVar = {"train": (5_864, 100, None, 13), "test": (5_924, 100, 20, 6)}
+    published: ClassVar = {"train": (5_864, 100, 30, 13), "test": (5_924, 100, 20, 6)}
 
     @staticmethod
     def read_index(root: Path) -> pd.DataFrame:

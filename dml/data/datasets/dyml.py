@@ -10,6 +10,7 @@ from dml.data.dataset import RetrievalDataset
 from dml.data.files import parse_lines
 
 _LEVELS = ("fine", "middle", "coarse")
+_PARTS = tuple(f"bmk_{level}/{part}" for level in _LEVELS for part in ("query", "gallery"))
 
 
 class _DyML(RetrievalDataset):
@@ -18,7 +19,8 @@ class _DyML(RetrievalDataset):
 
 
 class _WithBenchmarks(_DyML):
-    files = ("train/label.csv", *(f"bmk_{level}/{part}.csv" for level in _LEVELS for part in ("query", "gallery")))
+    files = ("train/label.csv", *(f"{part}.csv" for part in _PARTS))
+    more_files = _PARTS  # which queries are in the gallery follows from the images
 
     @staticmethod
     def read_index(root: Path) -> pd.DataFrame:

@@ -42,7 +42,7 @@ class INaturalist2018(RetrievalDataset):
     files = tuple(_LISTS.values())
     more_files = (_CATEGORIES,)
     origin = "https://github.com/visipedia/inat_comp/tree/master/2018"
-    published: ClassVar = {"train": (325_846, 5_690, 13), "test": (None, None, None)}
+    published: ClassVar = {"train": (325_846, 5_690, 13), "test": (136_093, 2_452, None)}
 
     @staticmethod
     def read_index(root: Path) -> pd.DataFrame:

@@ -30,7 +30,7 @@ class InShop(RetrievalDataset):
     """
 
     levels = ("item", "category", "gender")
-    more_files = _LISTS
+    more_files = (*_LISTS, "Img/img")  # where the images are says how paths begin
     origin = "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html"
     published: ClassVar = {"train": (25_882, 3_997, None, None), "test": (26_830, 3_985, None, None)}
 

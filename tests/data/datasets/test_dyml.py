@@ -81,6 +81,14 @@ def test_same_numbers_of_two_splits_are_other_classes(untouched_root):
         assert len(torch.cat(classes).unique()) == sum(map(len, classes))
 
 
+def test_copies_are_found_in_images_that_come_after_the_lists(tmp_path):
+    root = make_dyml_benchmarks(tmp_path / "dyml", queries_in_gallery=True)
+    (root / "bmk_fine" / "gallery").rename(tmp_path / "gallery")
+    assert "both" not in set(DyMLVehicle(root, "test_fine").index["role"])
+    (tmp_path / "gallery").rename(root / "bmk_fine" / "gallery")
+    assert "both" in set(DyMLVehicle(root, "test_fine").index["role"])
+
+
 def test_query_whose_copy_is_in_the_gallery_does_not_find_itself(tmp_path):
     plain, copied = (
         DyMLVehicle(make_dyml_benchmarks(tmp_path / str(copies), queries_in_gallery=copies), "test_middle")

@@ -54,6 +54,13 @@ def test_images_are_where_the_index_says_as_published_and_as_moved(root, list_mo
     assert {dataset[row]["image"].shape for row in range(len(dataset))} == {(3, 64, 80), (3, 80, 64)}
 
 
+def test_images_may_come_after_the_list(root):
+    (root / "Img").rename(root / "elsewhere")
+    assert InShop(root, "test").index["path"][0].startswith("img/")
+    (root / "elsewhere").rename(root / "Img")
+    assert InShop(root, "test").index["path"][0].startswith("Img/img/")
+
+
 def test_lines_may_end_as_on_windows(root):
     file = root / "Eval" / "list_eval_partition.txt"
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
