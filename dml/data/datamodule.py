@@ -1,12 +1,10 @@
 """From a dataset class to the loaders of a run."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
@@ -15,7 +13,8 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Sampl
 from torchvision.transforms import v2
 
 from dml.data.buckets import AspectBuckets, OneSizeBatches, stored_sizes
-from dml.data.dataset import Batch, RetrievalDataset, collate, joined
+from dml.data.dataset import Batch, RetrievalDataset, collate
+from dml.data.loader import TrainLoader
 from dml.data.samplers import ClassBalancedSampler, GlobalBatchSampler
 
 
@@ -112,7 +111,7 @@ class RetrievalDataModule(LightningDataModule):
             if name not in self.datasets:
                 self.datasets[name] = self._dataset(name)
 
-    def train_dataloader(self) -> "TrainLoader":
+    def train_dataloader(self) -> TrainLoader:
         dataset = self.datasets["train"]
         sampler = self.train_sampler(dataset, num_replicas=self._world_size, rank=self._rank)
         return TrainLoader(dataset, sampler, num_workers=self._num_workers, pin_memory=torch.cuda.is_available())
@@ -209,72 +208,6 @@ class RetrievalDataModule(LightningDataModule):
     @property
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer is not None else 0
-
-
-class TrainLoader(DataLoader[Batch]):
-    """A loader of training batches whose workers share each batch, and that can go on in the middle of an epoch.
-
-    A worker loads a part of a batch: thousands of images are ready as soon as all workers together have loaded them,
-    and no more than about two batches are held at a time, however many workers there are.
-
-    Lightning saves :meth:`state_dict` with each checkpoint. Batches follow from the sampler's seed and epoch, and
-    augmentation from the image and the epoch, so the number of batches served is all there is to remember.
-    """
-
-    def __init__(
-        self, dataset: RetrievalDataset, sampler: GlobalBatchSampler, *, num_workers: int, pin_memory: bool
-    ) -> None:
-        self._served = 0
-        parts = _Parts(sampler, num_workers)
-        super().__init__(
-            dataset,  # type: ignore[arg-type]  # it holds items; batches are what collate makes of them
-            batch_sampler=parts,
-            num_workers=num_workers,
-            collate_fn=collate,
-            persistent_workers=num_workers > 0,
-            prefetch_factor=max(2, -(-parts.per_batch // num_workers)) if num_workers else None,
-            generator=torch.Generator(),
-        )
-        self._balanced, self._images, self._per_batch, self._resume_at = sampler, dataset, parts.per_batch, 0
-        self._pin_batches = pin_memory  # pinned when it is whole: joining pinned parts would copy them to others
-
-    def __len__(self) -> int:
-        return super().__len__() // self._per_batch
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self._images.epoch.fill_(self._balanced.epoch)
-        self._balanced.first_batch = self._served = self._resume_at
-        self._resume_at = 0
-        parts = super().__iter__()
-        while batch := list(islice(parts, self._per_batch)):
-            self._served += 1
-            yield joined(batch, pin_memory=self._pin_batches)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"served": self._served}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._resume_at = state["served"]
-
-
-class _Parts(Sampler[list[int]]):
-    """Each batch of a sampler, cut into parts of nearly equal size.
-
-    Lightning finds the sampler, to tell it the epoch, as the attribute of this name.
-    """
-
-    def __init__(self, sampler: GlobalBatchSampler, num_workers: int) -> None:
-        self.sampler = sampler
-        # Parts of 64 keep all workers busy at the end of a batch, and the cost of handing them over small.
-        self.per_batch: int = -(-sampler.local_batch_size // 64) if num_workers else 1
-
-    def __len__(self) -> int:
-        return len(self.sampler) // self.sampler.local_batch_size * self.per_batch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        images, size = iter(self.sampler), self.sampler.local_batch_size
-        while batch := list(islice(images, size)):
-            yield from (part.tolist() for part in np.array_split(batch, self.per_batch))
 
 
 def _augmentation(image_size: int, channels: int) -> list[nn.Module]:

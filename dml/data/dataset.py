@@ -252,13 +252,13 @@ class RetrievalDataset(Dataset[Item], ABC):
             return str(error)
 
 
-def collate(items: Sequence[Item | str]) -> Batch:
-    """Stack items into a batch. Images must have one size; messages go to ``unreadable``."""
+def collate(items: Sequence[Item | str], stack: Callable[[list[Tensor]], Tensor] = default_collate) -> Batch:
+    """Stack items into a batch, the images by ``stack``. They must have one size; messages go to ``unreadable``."""
     readable = [item for item in items if not isinstance(item, str)]
     images = [item["image"] for item in readable]
-    _check_one_size(images)
+    check_one_size(images)
     return Batch(
-        images=default_collate(images) if images else torch.empty(0),  # in a worker, right into shared memory
+        images=stack(images) if images else torch.empty(0),
         labels=torch.stack([item["labels"] for item in readable]) if readable else torch.empty(0, dtype=torch.long),
         index=torch.tensor([item["index"] for item in readable], dtype=torch.long),
         is_query=torch.tensor([item["is_query"] for item in readable], dtype=torch.bool),
@@ -267,24 +267,12 @@ def collate(items: Sequence[Item | str]) -> Batch:
     )
 
 
-def joined(parts: Sequence[Batch], *, pin_memory: bool = False) -> Batch:
-    """One batch of several, with its images in memory that a GPU copies from fastest if they are to be pinned."""
-    if len(parts) == 1 and not pin_memory:
-        return parts[0]
-    images = [part["images"] for part in parts if len(part["index"])] or [parts[0]["images"]]
-    _check_one_size([some[0] for some in images if len(some)])
-    shape = (sum(map(len, images)), *images[0].shape[1:])
-    return Batch(
-        images=torch.cat(images, out=torch.empty(shape, dtype=images[0].dtype, pin_memory=pin_memory)),
-        labels=torch.cat([part["labels"] for part in parts if len(part["index"])] or [parts[0]["labels"]]),
-        index=torch.cat([part["index"] for part in parts]),
-        is_query=torch.cat([part["is_query"] for part in parts]),
-        is_gallery=torch.cat([part["is_gallery"] for part in parts]),
-        unreadable=[message for part in parts for message in part["unreadable"]],
-    )
+def check_one_size(images: Sequence[Tensor]) -> None:
+    """Check that images can be stacked.
 
-
-def _check_one_size(images: Sequence[Tensor]) -> None:
+    Raises:
+        ValueError: If not; the message has their shapes.
+    """
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:
         raise ValueError(f"images of one batch have shapes {shapes}; the transforms must bring them to one size")
