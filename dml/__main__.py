@@ -135,6 +135,8 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
     warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
+    # What is logged is of the global batch or of all queries, on each process alike.
+    warnings.filterwarnings("ignore", "It is recommended to use .*sync_dist=True")
     spam = ("litlogger", "TPU available", "`weights_only` was not set")
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logger = logging.getLogger(f"pytorch_lightning.{name}")
