@@ -74,11 +74,7 @@ class RetrievalDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if val_classes is not None and train_split != "train":
-            raise ValueError(
-                f"val_classes is {val_classes}, which holds out classes of the split 'train', but train_split is "
-                f"{train_split!r}, which keeps them; leave val_classes out, and set val_split"
-            )
+        _check_hold_out(val_classes, train_split)
         self.dataset, self.root = dataset, root
         self.classes_per_batch, self.samples_per_class = classes_per_batch, samples_per_class
         self.sampler: Callable[..., GlobalBatchSampler] = sampler
@@ -208,6 +204,14 @@ class RetrievalDataModule(LightningDataModule):
     @property
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer is not None else 0
+
+
+def _check_hold_out(val_classes: float | None, train_split: str) -> None:
+    if val_classes is not None and train_split != "train":
+        raise ValueError(
+            f"val_classes is {val_classes}, which holds out classes of the split 'train', but train_split is "
+            f"{train_split!r}, which keeps them; leave val_classes out, and set val_split"
+        )
 
 
 def _augmentation(image_size: int, channels: int) -> list[nn.Module]:

@@ -62,13 +62,18 @@ def _counts(index: pd.DataFrame, levels: tuple[str, ...], published: Mapping[str
         table.add_column(column, justify="right")
     for split in _in_order(index["split"].unique()):
         rows = index[index["split"] == split]
-        found = [len(rows), *(rows[level].nunique() for level in levels)]
+        found = _figures(rows, levels)
         roles = [int((rows["role"] != other).sum()) for other in ("gallery", "query")]
         table.add_row(split, *(f"{number:,}" for number in (found[0], *roles, *found[1:])))
         if split in published:
             images, *classes = map(_compared, found, published[split])
             table.add_row("  published", images, "", "", *classes, style="dim")
     return table
+
+
+def _figures(rows: pd.DataFrame, levels: tuple[str, ...]) -> list[int]:
+    """How many images a split has, and how many classes at each level."""
+    return [len(rows), *(rows[level].nunique() for level in levels)]
 
 
 def _compared(found: int, published: int | None) -> Text:
@@ -87,8 +92,7 @@ def _verdict(index: pd.DataFrame, levels: tuple[str, ...], published: Mapping[st
         if split not in here:  # a list that the root need not have
             unknown.append(f"{split} (not here)")
             continue
-        rows = index[index["split"] == split]
-        found = [len(rows), *(rows[level].nunique() for level in levels)]
+        found = _figures(index[index["split"] == split], levels)
         for name, number, figure in zip(("images", *levels), found, figures, strict=True):
             compared += figure is not None
             if figure is None:

@@ -1,7 +1,6 @@
 """Batches of equally many images of each class, and epochs that show everything."""
 
 import numpy as np
-from torch import Tensor
 
 from dml.data.samplers.base import GlobalBatchSampler
 from dml.data.samplers.cursor import Integers, take_next
@@ -37,22 +36,10 @@ class ClassBalancedSampler(GlobalBatchSampler):
         ValueError: If there are fewer classes than ``classes_per_batch``, or the processes cannot share a batch evenly.
     """
 
-    def __init__(
-        self,
-        labels: Tensor,
-        classes_per_batch: int,
-        samples_per_class: int,
-        *,
-        seed: int = 0,
-        num_replicas: int = 1,
-        rank: int = 0,
-    ) -> None:
-        super().__init__(labels, classes_per_batch, samples_per_class, seed=seed, num_replicas=num_replicas, rank=rank)
-        self._groups = -(-self.sizes // samples_per_class)
-        self._num_batches = count_batches(self._groups, np.ones_like(self._groups), classes_per_batch)
-
     def draw(self, generator: np.random.Generator) -> Integers:
-        drawn = draw_classes(self._groups, self._num_batches, self.classes_per_batch, generator)
+        groups = -(-self.sizes // self.samples_per_class)
+        batches = count_batches(groups, np.ones_like(groups), self.classes_per_batch)
+        drawn = draw_classes(groups, batches, self.classes_per_batch, generator)
         images = take_next(self.classes, drawn.flatten(), self.samples_per_class, generator)
         return images.reshape(len(drawn), -1)
 
