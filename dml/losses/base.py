@@ -14,9 +14,9 @@ class Inputs(NamedTuple):
 
     embeddings: Tensor  # [B, D] of the queries
     labels: Tensor  # [B, L]
-    ref_emb: Tensor  # [N, D] of the gallery
+    gallery: tuple[Tensor, ...]  # its embeddings, [N, D] in all
     ref_labels: Tensor  # [N, L]
-    own_gallery: bool  # the batch is its own gallery
+    own_gallery: bool  # the gallery begins with the batch
 
 
 class RankLoss(nn.Module, ABC):
@@ -46,6 +46,8 @@ class RankLoss(nn.Module, ABC):
         self.chunk_size = chunk_size
         self.unanswerable = 0
         """Queries of the last batch that had nothing to retrieve."""
+        self.queries = slice(0)
+        """Which queries of the batch :meth:`measure` is called for."""
 
     @abstractmethod
     def measure(self, scores: Tensor, relevance: Tensor, valid: Tensor) -> Tensor:
@@ -80,6 +82,7 @@ class RankLoss(nn.Module, ABC):
         *,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        include_batch: bool = False,
         query_weights: Tensor | None = None,
     ) -> Tensor:
         """Mean over the queries that have something to retrieve.
@@ -90,6 +93,7 @@ class RankLoss(nn.Module, ABC):
             ref_emb: ``[N, D]``, the gallery to rank; by default the batch itself. It is taken to hold other images than
                 the queries.
             ref_labels: ``[N]`` or ``[N, L]``, needed with ``ref_emb``.
+            include_batch: Rank the batch together with ``ref_emb``.
             query_weights: ``[B]``, weights of the queries in the mean; by default all are 1.
 
         Returns:
@@ -98,7 +102,7 @@ class RankLoss(nn.Module, ABC):
         Raises:
             ValueError: If shapes do not fit, or an embedding is not finite.
         """
-        inputs = checked_inputs(embeddings, labels, ref_emb, ref_labels)
+        inputs = checked_inputs(embeddings, labels, ref_emb, ref_labels, include_batch=include_batch)
         if query_weights is None:
             query_weights = inputs.embeddings.new_ones(len(embeddings))
         elif query_weights.shape != embeddings.shape[:1] or not ((query_weights >= 0) & query_weights.isfinite()).all():
@@ -117,6 +121,7 @@ class RankLoss(nn.Module, ABC):
         weights = weights / weights.sum().clamp(min=1e-12)
 
         def cost(scores: Tensor, queries: slice) -> Tensor:
+            self.queries = queries
             valid = torch.ones_like(scores, dtype=torch.bool)
             if inputs.own_gallery and not self.include_self:
                 valid.diagonal(queries.start).zero_()
@@ -126,7 +131,7 @@ class RankLoss(nn.Module, ABC):
         value: Tensor = sum_over_queries(
             cost,
             inputs.embeddings,
-            inputs.ref_emb,
+            *inputs.gallery,
             chunk_size=self.chunk_size,
             parameters=list(self.parameters()),
         )
@@ -144,7 +149,14 @@ class RankLoss(nn.Module, ABC):
         return self._relevance(inputs, queries).bool().sum(dim=1, dtype=torch.int32) > least
 
 
-def checked_inputs(embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None) -> Inputs:
+def checked_inputs(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    *,
+    include_batch: bool = False,
+) -> Inputs:
     """Inputs of a loss, if they fit each other; without references the batch is its own gallery.
 
     Raises:
@@ -154,7 +166,7 @@ def checked_inputs(embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, r
     # A temperature of 0.01 resolves score gaps that half precision cannot represent: rank in float32.
     embeddings = at_least_float32(embeddings)
     if ref_emb is None and ref_labels is None:
-        return Inputs(embeddings, labels, embeddings, labels, own_gallery=True)
+        return Inputs(embeddings, labels, (embeddings,), labels, own_gallery=True)
     if ref_emb is None or ref_labels is None:
         raise ValueError("ref_emb and ref_labels go together; only one of them was given")
     ref_labels = _checked_labels("ref_emb", ref_emb, "ref_labels", ref_labels)
@@ -163,7 +175,10 @@ def checked_inputs(embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, r
             f"ref_emb {list(ref_emb.shape)} and ref_labels {list(ref_labels.shape)} must have the columns of "
             f"embeddings {list(embeddings.shape)} and labels {list(labels.shape)}"
         )
-    return Inputs(embeddings, labels, ref_emb.to(embeddings.dtype), ref_labels, own_gallery=False)
+    ref_emb = ref_emb.to(embeddings.dtype)
+    if include_batch:
+        return Inputs(embeddings, labels, (embeddings, ref_emb), torch.cat([labels, ref_labels]), own_gallery=True)
+    return Inputs(embeddings, labels, (ref_emb,), ref_labels, own_gallery=False)
 
 
 def at_least_float32(embeddings: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dml.losses.base import RankLoss
+from dml.losses.base import Inputs, RankLoss
 from dml.losses.noise import SavedGenerator
 from dml.ranking import average_precision, blackbox_ranks
 
@@ -38,6 +38,7 @@ class BlackboxAPLoss(RankLoss):
         super().__init__(include_self=include_self, chunk_size=chunk_size)
         self.lambda_val, self.margin = lambda_val, margin
         self.noise = None if seed is None else SavedGenerator(seed)
+        self._seed_of_batch = 0
 
     def measure(self, scores: Tensor, relevance: Tensor, valid: Tensor) -> Tensor:
         handicap = self.margin * (relevance.to(scores.dtype) - 0.5)
@@ -45,8 +46,17 @@ class BlackboxAPLoss(RankLoss):
             handicap *= self._draw(scores)
         return average_precision(blackbox_ranks(scores - handicap, relevance, valid, interpolation=self.lambda_val))
 
+    def _loss(self, inputs: Inputs, weights: Tensor) -> Tensor:
+        if self.noise is not None:
+            self._seed_of_batch = int(torch.randint(2**32, (), generator=self.noise.generator))
+        return super()._loss(inputs, weights)
+
     def _draw(self, scores: Tensor) -> Tensor:
-        # Row by row: the draws do not depend on how the queries are cut into chunks.
-        assert self.noise is not None
-        rows = [torch.randn(scores.shape[1], generator=self.noise.generator) for _ in range(len(scores))]
+        # Each row from a seed of its own: the draws do not depend on how the queries are cut into chunks, nor on which
+        # process ranks them.
+        generator = torch.Generator()
+        rows = []
+        for query in range(self.queries.start, self.queries.stop):
+            generator.manual_seed((self._seed_of_batch + query) % 2**32)  # more bits are not looked at
+            rows.append(torch.randn(scores.shape[1], generator=generator))
         return torch.stack(rows).abs().to(scores)

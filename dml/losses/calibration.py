@@ -34,7 +34,13 @@ class CalibrationLoss(nn.Module):
         self.chunk_size = chunk_size
 
     def forward(
-        self, embeddings: Tensor, labels: Tensor, *, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        include_batch: bool = False,
     ) -> Tensor:
         """The sum of both means, a scalar; a mean over no violation is 0.
 
@@ -43,11 +49,12 @@ class CalibrationLoss(nn.Module):
             labels: ``[B]`` or ``[B, L]``, finest level first; pairs are of the finest.
             ref_emb: ``[N, D]``, other embeddings to pair with; by default the batch itself.
             ref_labels: ``[N]`` or ``[N, L]``, needed with ``ref_emb``.
+            include_batch: Pair with the batch and ``ref_emb``.
 
         Raises:
             ValueError: If shapes do not fit, or an embedding is not finite.
         """
-        inputs = checked_inputs(embeddings, labels, ref_emb, ref_labels)
+        inputs = checked_inputs(embeddings, labels, ref_emb, ref_labels, include_batch=include_batch)
         classes, ref_classes = inputs.labels[:, 0], inputs.ref_labels[:, 0]
 
         def violations(scores: Tensor, queries: slice) -> Tensor:
@@ -61,7 +68,7 @@ class CalibrationLoss(nn.Module):
         def count(scores: Tensor, queries: slice) -> Tensor:
             return violations(scores, queries).sign_().sum(dim=(1, 2))  # booleans are slow to sum
 
-        pairs = inputs.embeddings, inputs.ref_emb
+        pairs = inputs.embeddings, *inputs.gallery
         with torch.no_grad():
             number = sum_over_queries(count, *pairs, chunk_size=self.chunk_size).clamp(min=1)
         value: Tensor = sum_over_queries(

@@ -18,7 +18,7 @@ class CSLLoss(nn.Module):
 
     Sun et al., "Dynamic Metric Learning: Towards a Scalable Metric Space to Accommodate Multiple Semantic Scales", CVPR
     2021, https://arxiv.org/abs/2103.11781. Proxies are parameters of the model, trained at
-    ``model.loss_learning_rate``, saved and synchronised with it.
+    ``model.groups.loss``, saved and synchronised with it.
 
     Which coarser classes a class belongs to is learned from the labels as they come. A class that no batch has shown
     yet takes no part; the published code reads all labels beforehand.
@@ -49,7 +49,13 @@ class CSLLoss(nn.Module):
         self.register_buffer("proxy_labels", torch.full((num_classes, len(self.margins)), -1))
 
     def forward(
-        self, embeddings: Tensor, labels: Tensor, *, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        include_batch: bool = False,
     ) -> Tensor:
         """The sum over the levels of the mean over the batch, a scalar; 0 for an empty batch.
 
@@ -58,6 +64,7 @@ class CSLLoss(nn.Module):
             labels: ``[B]`` or ``[B, L]``, finest level first, from 0; one margin for each level.
             ref_emb: Not looked at: embeddings are compared with proxies.
             ref_labels: Not looked at.
+            include_batch: Not looked at.
 
         Raises:
             ValueError: If shapes do not fit, an embedding is not finite, a label has no proxy, or the levels are not as

@@ -12,7 +12,7 @@ class NormSoftmaxLoss(nn.Module):
 
     Zhai and Wu, "Classification is a Strong Baseline for Deep Metric Learning", BMVC 2019,
     https://arxiv.org/abs/1811.12649; the cluster loss of HAPPIER (Ramzi et al., ECCV 2022). Proxies are parameters of
-    the model, trained at ``model.loss_learning_rate``, saved and synchronised with it.
+    the model, trained at ``model.groups.loss``, saved and synchronised with it.
 
     Args:
         num_classes: Training classes; labels of the finest level are below it.
@@ -32,7 +32,13 @@ class NormSoftmaxLoss(nn.Module):
         self.temperature, self.chunk_size = temperature, chunk_size
 
     def forward(
-        self, embeddings: Tensor, labels: Tensor, *, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        include_batch: bool = False,
     ) -> Tensor:
         """The mean cross entropy, a scalar; 0 for an empty batch.
 
@@ -41,6 +47,7 @@ class NormSoftmaxLoss(nn.Module):
             labels: ``[B]`` or ``[B, L]``, finest level first, from 0.
             ref_emb: Not looked at: embeddings are compared with proxies.
             ref_labels: Not looked at.
+            include_batch: Not looked at.
 
         Raises:
             ValueError: If shapes do not fit, an embedding is not finite, or a label has no proxy.

@@ -3,6 +3,7 @@
 import torch
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.miners import BaseMiner
+from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor, nn
 
 from dml.losses.base import at_least_float32
@@ -27,7 +28,13 @@ class PairLoss(nn.Module):
         self.level = level
 
     def forward(
-        self, embeddings: Tensor, labels: Tensor, *, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        include_batch: bool = False,
     ) -> Tensor:
         """The value of the loss, a scalar.
 
@@ -36,6 +43,7 @@ class PairLoss(nn.Module):
             labels: ``[B]`` or ``[B, L]``, finest level first.
             ref_emb: ``[N, D]``, other embeddings to pair with; by default the batch itself.
             ref_labels: ``[N]`` or ``[N, L]``, needed with ``ref_emb``.
+            include_batch: Pair with the batch and ``ref_emb``.
 
         Raises:
             ValueError: If the labels have no such level.
@@ -45,7 +53,11 @@ class PairLoss(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = at_least_float32(embeddings)
             ref_emb = None if ref_emb is None else at_least_float32(ref_emb)
+            if include_batch and ref_emb is not None and others is not None:
+                ref_emb, others = torch.cat([embeddings, ref_emb]), torch.cat([own, others])
             mined = None if self.miner is None else self.miner(embeddings, own, ref_emb, others)
+            if include_batch and others is not None:
+                mined = _without_self(lmu.get_all_pairs_indices(own, others) if mined is None else mined)
             value: Tensor = self.loss(embeddings, own, mined, ref_emb, others)
         return value
 
@@ -55,3 +67,12 @@ class PairLoss(nn.Module):
         if not 0 <= self.level < labels.shape[1]:
             raise ValueError(f"level is {self.level}; the labels have levels 0 to {labels.shape[1] - 1}")
         return labels[:, self.level]
+
+
+def _without_self(mined: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Pairs or triplets without those of an embedding and itself, where the others begin with the batch."""
+    anchors, positives, *rest = mined
+    apart = anchors != positives
+    if len(rest) == 1:  # triplets
+        return anchors[apart], positives[apart], rest[0][apart]
+    return anchors[apart], positives[apart], *rest

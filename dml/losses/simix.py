@@ -32,7 +32,13 @@ class SiMix(nn.Module):
         return self.loss.logged
 
     def forward(
-        self, embeddings: Tensor, labels: Tensor, *, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        include_batch: bool = False,
     ) -> Tensor:
         """The loss, with mixtures added to the queries, and to the gallery where that is the batch itself.
 
@@ -41,6 +47,7 @@ class SiMix(nn.Module):
             labels: ``[B]`` or ``[B, L]``, finest level first; the finest says what is mixed.
             ref_emb: ``[N, D]``, a gallery other than the batch.
             ref_labels: ``[N]`` or ``[N, L]``, needed with ``ref_emb``.
+            include_batch: Rank the batch, mixtures included, together with ``ref_emb``.
 
         Raises:
             ValueError: If shapes do not fit, or an embedding is not finite.
@@ -51,6 +58,10 @@ class SiMix(nn.Module):
         share = torch.rand(len(one), 1, generator=self.noise.generator).to(embeddings)
         mixtures = share * embeddings[one] + (1 - share) * embeddings[other]
         value: Tensor = self.loss(
-            torch.cat([embeddings, mixtures]), torch.cat([labels, labels[one]]), ref_emb=ref_emb, ref_labels=ref_labels
+            torch.cat([embeddings, mixtures]),
+            torch.cat([labels, labels[one]]),
+            ref_emb=ref_emb,
+            ref_labels=ref_labels,
+            include_batch=include_batch,
         )
         return value

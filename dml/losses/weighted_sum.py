@@ -31,7 +31,13 @@ class WeightedSum(nn.Module):
         """Value of each term for the last batch, without its weight, and what the terms have to report."""
 
     def forward(
-        self, embeddings: Tensor, labels: Tensor, *, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        include_batch: bool = False,
     ) -> Tensor:
         """The weighted sum, a scalar.
 
@@ -40,11 +46,12 @@ class WeightedSum(nn.Module):
             labels: ``[B]`` or ``[B, L]``, finest level first.
             ref_emb: ``[N, D]``, handed on to every loss.
             ref_labels: ``[N]`` or ``[N, L]``, needed with ``ref_emb``.
+            include_batch: Handed on to every loss.
         """
         self.logged = {}
         terms = []
         for loss, weight in zip(self.losses, self.weights, strict=True):
-            value = loss(embeddings, labels, ref_emb=ref_emb, ref_labels=ref_labels)
+            value = loss(embeddings, labels, ref_emb=ref_emb, ref_labels=ref_labels, include_batch=include_batch)
             terms.append(weight * value)
             name = type(loss).__name__
             name = name if name not in self.logged else f"{name}_{len(terms)}"

@@ -2,7 +2,7 @@
 
 from dml.ranking.binned import Bins, binned_ranks
 from dml.ranking.blackbox import blackbox_ranks
-from dml.ranking.chunked import check_chunk_size, query_chunks, sum_over_queries
+from dml.ranking.chunked import check_chunk_size, query_chunks, shared_queries, sum_over_queries
 from dml.ranking.exact import exact_ranks
 from dml.ranking.measures import (
     SoftRecall,
@@ -39,6 +39,7 @@ __all__ = [
     "r_precision",
     "recall_at_k",
     "shared_levels",
+    "shared_queries",
     "split_over_population",
     "sum_over_queries",
     "tie_aware_average_precision",

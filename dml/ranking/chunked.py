@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from dml.ranking.once import once_differentiable
 
@@ -16,13 +17,29 @@ CHUNK_QUERIES = 256
 
 Term = Callable[[Tensor, slice], Tensor]
 
+_shared: ContextVar[bool] = ContextVar("shared", default=False)
+
+
+@contextmanager
+def shared_queries() -> Iterator[None]:
+    """Let the processes of a run divide the queries of each :func:`sum_over_queries` among them.
+
+    All of them must call it with the same arguments, those of the whole batch. Each scores its own share of the queries
+    against the whole gallery, and all get the sum over all queries, with its whole gradient: what is computed with them
+    needs to know nothing of processes.
+    """
+    token = _shared.set(distributed.is_available() and distributed.is_initialized())
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # the gradient is taken inside: nothing to trace
 def sum_over_queries(
     term: Term,
     embeddings: Tensor,
-    ref_emb: Tensor,
-    *,
+    *ref_emb: Tensor,
     chunk_size: int | None = None,
     parameters: Sequence[nn.Parameter] = (),
 ) -> Tensor:
@@ -35,7 +52,7 @@ def sum_over_queries(
     Args:
         term: Called with the scores ``[q, N]`` of a chunk and the slice of queries it covers; a scalar.
         embeddings: ``[Q, D]`` of the queries.
-        ref_emb: ``[N, D]`` of the gallery; may be ``embeddings`` itself.
+        ref_emb: ``[N, D]`` of the gallery, in one part or more; may be ``embeddings`` itself.
         chunk_size: Queries at a time; None chooses.
         parameters: Of ``term``, to be differentiated as well.
 
@@ -45,11 +62,11 @@ def sum_over_queries(
     Raises:
         ValueError: If ``chunk_size`` is below 1.
     """
-    chunks = query_chunks(len(embeddings), len(ref_emb), chunk_size)
+    chunks = query_chunks(len(embeddings), sum(map(len, ref_emb)), chunk_size)
     if not torch.is_grad_enabled():
-        embeddings, ref_emb, parameters = embeddings.detach(), ref_emb.detach(), ()
+        embeddings, ref_emb, parameters = embeddings.detach(), tuple(part.detach() for part in ref_emb), ()
     with torch.autocast(embeddings.device.type, enabled=False):
-        total: Tensor = _SumOverQueries.apply(term, chunks, embeddings, ref_emb, *parameters)
+        total: Tensor = _SumOverQueries.apply(term, chunks, len(ref_emb), embeddings, *ref_emb, *parameters)
     return total
 
 
@@ -74,16 +91,16 @@ def check_chunk_size(chunk_size: int | None) -> None:
 class _SumOverQueries(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, term: Term, chunks: list[slice], embeddings: Tensor, ref_emb: Tensor, *parameters: nn.Parameter
+        ctx: Any, term: Term, chunks: list[slice], num_parts: int, embeddings: Tensor, *others: Tensor
     ) -> Tensor:
         total = embeddings.new_zeros(())
-        grads = [torch.zeros_like(t) if t.requires_grad else None for t in (embeddings, ref_emb, *parameters)]
-        grad_queries, grad_gallery, *grad_parameters = grads
+        gallery, parameters = others[:num_parts], others[num_parts:]
+        grads = [torch.zeros_like(t) if t.requires_grad else None for t in (embeddings, *others)]
+        grad_queries, grad_gallery, grad_parameters = grads[0], grads[1 : 1 + num_parts], grads[1 + num_parts :]
         ranked = [parameter for parameter in parameters if parameter.requires_grad]
-        for chunk in chunks:
+        for chunk in _own(chunks) if _shared.get() else chunks:
             queries = embeddings[chunk]
-            with _full_precision():
-                scores = queries @ ref_emb.T
+            scores = _scores(queries, gallery)
             if all(grad is None for grad in grads):
                 total = total + term(scores, chunk)
                 continue
@@ -95,20 +112,55 @@ class _SumOverQueries(torch.autograd.Function):
             grad_scores, *of_parameters = torch.autograd.grad(
                 value, [scores, *ranked], allow_unused=True, materialize_grads=True
             )
-            with _full_precision():
-                if grad_queries is not None:
-                    torch.mm(grad_scores, ref_emb, out=grad_queries[chunk])
-                if grad_gallery is not None:
-                    grad_gallery.addmm_(grad_scores.mT, queries)
+            into = None if grad_queries is None else grad_queries[chunk]
+            _add_products(grad_scores, queries, gallery, into, grad_gallery)
             for grad, more in zip([g for g in grad_parameters if g is not None], of_parameters, strict=True):
                 grad += more
+        if _shared.get():
+            for summand in [total, *(grad for grad in grads if grad is not None)]:
+                distributed.all_reduce(summand)
         ctx.grads = grads
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Any, ...]:
-        return None, None, *(None if grad is None else grad * grad_total for grad in ctx.grads)
+        return None, None, None, *(None if grad is None else grad * grad_total for grad in ctx.grads)
+
+
+def _own(chunks: list[slice]) -> list[slice]:
+    """The part of each chunk that falls to this process."""
+    rank, processes = distributed.get_rank(), distributed.get_world_size()
+    shares = []
+    for chunk in chunks:
+        length = chunk.stop - chunk.start
+        share = slice(chunk.start + length * rank // processes, chunk.start + length * (rank + 1) // processes)
+        if share.stop > share.start:
+            shares.append(share)
+    return shares
+
+
+def _scores(queries: Tensor, gallery: Sequence[Tensor]) -> Tensor:
+    with _full_precision():
+        parts = [queries @ part.T for part in gallery]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _add_products(
+    grad_scores: Tensor,
+    queries: Tensor,
+    gallery: Sequence[Tensor],
+    grad_queries: Tensor | None,
+    grad_gallery: Sequence[Tensor | None],
+) -> None:
+    """Add what the gradient of the scores ``[q, N]`` is for queries and gallery."""
+    columns = torch.split(grad_scores, [len(part) for part in gallery], dim=1)
+    with _full_precision():
+        for grads, part, grad_part in zip(columns, gallery, grad_gallery, strict=True):
+            if grad_queries is not None:
+                grad_queries.addmm_(grads, part)
+            if grad_part is not None:
+                grad_part.addmm_(grads.mT, queries)
 
 
 @contextmanager

@@ -103,9 +103,10 @@ def test_equals_published_code_without_the_query_in_its_gallery(cls, options, pu
 
 
 def handicapped(embeddings, labels, seed):
-    """Restates the noise: the handicap of each item, times the size of a normal draw."""
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.stack([torch.randn(len(labels), generator=generator) for _ in labels]).abs().double()
+    """Restates the noise: the handicap of each item, times the size of a normal draw; each query has its own seed."""
+    first = int(torch.randint(2**32, (), generator=torch.Generator().manual_seed(seed)))
+    generators = [torch.Generator().manual_seed((first + query) % 2**32) for query in range(len(labels))]
+    draws = torch.stack([torch.randn(len(labels), generator=generator) for generator in generators]).abs().double()
     relevant = (labels[:, :1] == labels[:, 0]).double()
     return embeddings @ embeddings.T - 0.2 * draws * (relevant - 0.5), relevant
 

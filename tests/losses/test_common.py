@@ -283,6 +283,21 @@ def test_references_are_taken_whole(loss, include_self):
 
 
 @every_loss
+@pytest.mark.parametrize("include_self", [False, True])
+@pytest.mark.parametrize("chunk_size", [None, 5])
+def test_the_batch_can_be_ranked_with_references(loss, include_self, chunk_size):
+    """As if the references were queries that do not count."""
+    (embeddings, labels), (references, ref_labels) = batch((3, 4, 2)), batch((4, 2, 2), seed=1)
+    references = references.detach()
+    loss = type(loss)(include_self=include_self, chunk_size=chunk_size)
+    weights = torch.tensor([1.0] * 9 + [0.0] * 8)
+    expected = loss(torch.cat([embeddings, references]), torch.cat([labels, ref_labels]), query_weights=weights)
+    actual = loss(embeddings, labels, ref_emb=references, ref_labels=ref_labels, include_batch=True)
+    assert expected > 0
+    assert_same(actual, expected, embeddings)
+
+
+@every_loss
 def test_one_dimensional_labels_are_one_level(loss):
     embeddings, labels = batch()
     classes = labels[:, 0]

@@ -11,7 +11,7 @@ from tests.losses.batches import assert_same, batch
 class Recorder(nn.Module):
     """Keeps what it is called with."""
 
-    def forward(self, embeddings, labels, *, ref_emb=None, ref_labels=None):
+    def forward(self, embeddings, labels, *, ref_emb=None, ref_labels=None, include_batch=False):
         self.seen = embeddings, labels, ref_emb, ref_labels
         return embeddings.sum()
 
