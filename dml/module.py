@@ -1,7 +1,9 @@
 """The one LightningModule: embed, gather, loss, log."""
 
+import contextlib
+import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from pytorch_lightning import LightningModule
@@ -11,7 +13,19 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dml.data import Batch
+from dml.memory import CrossBatchMemory
 from dml.models import TimmEmbedder
+from dml.optimization import ParameterGroups, Schedule
+from dml.random_state import gather_random_state, restore_random_state
+from dml.ranking import shared_queries
+
+
+class Trained(TypedDict):
+    """What a training step hands to the callbacks: the global batch."""
+
+    loss: Tensor
+    embeddings: Tensor  # [B, D], without gradient
+    labels: Tensor  # [B, L]
 
 
 class Evaluated(TypedDict):
@@ -31,7 +45,7 @@ class NonFiniteError(ValueError):
 class RetrievalModule(LightningModule):
     """An embedder trained with a loss on the embeddings of the whole batch, over all processes.
 
-    Metrics and pictures are callbacks: they read what the evaluation steps return.
+    Metrics and pictures are callbacks: they read what the steps return.
 
     Args:
         embedder: From images to embeddings.
@@ -39,8 +53,12 @@ class RetrievalModule(LightningModule):
         optimizer: From parameters, or groups of them, to an optimizer.
         schedule: From the share of training that is done, in [0, 1], to a factor of the learning rate; see
             :mod:`dml.schedules`. By default the rate is constant.
-        loss_learning_rate: Of the loss's own parameters, if it has any, such as proxies; they are not decayed. By
-            default it is that of the optimizer.
+        schedule_every: Whether the rate changes with each step, or with each epoch.
+        groups: Learning rate, weight decay and schedule of backbone, head and loss where they differ.
+        memory: Embeddings of earlier batches to rank with those of the batch.
+
+    Raises:
+        ValueError: If there is a memory and the loss takes no references.
     """
 
     def __init__(
@@ -48,15 +66,20 @@ class RetrievalModule(LightningModule):
         embedder: TimmEmbedder,
         loss: nn.Module,
         optimizer: Callable[[Iterable[Any]], Optimizer] = torch.optim.AdamW,
-        schedule: Callable[[float], float] | None = None,
-        loss_learning_rate: float | None = None,
+        schedule: Schedule | None = None,
+        schedule_every: Literal["step", "epoch"] = "step",
+        groups: ParameterGroups = ParameterGroups(),  # noqa: B008  # frozen
+        memory: CrossBatchMemory | None = None,
     ) -> None:
         super().__init__()
-        self.embedder = embedder
-        self.loss = loss
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.loss_learning_rate = loss_learning_rate
+        if memory is not None and "include_batch" not in inspect.signature(loss.forward).parameters:
+            raise ValueError(
+                f"memory needs a loss that ranks other embeddings with the batch; forward of {type(loss).__name__} "
+                "takes no ref_emb, ref_labels and include_batch"
+            )
+        self.embedder, self.loss, self.memory = embedder, loss, memory
+        self.optimizer, self.groups = optimizer, groups
+        self.schedule, self.schedule_every = schedule, schedule_every
         self._random_state: dict[str, Any] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -64,20 +87,20 @@ class RetrievalModule(LightningModule):
         embeddings: Tensor = self.embedder(images)
         return embeddings
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Trained:
         """The loss of the global batch.
 
         Raises:
             NonFiniteError: If it is NaN or infinite, or an embedding is.
         """
-        embeddings, labels = self._over_processes(self(batch["images"]), batch["labels"])
+        embeddings, labels, index = self._over_processes(self(batch["images"]), batch["labels"], batch["index"])
         self._check_finite("an embedding", embeddings)
-        loss: Tensor = self.loss(embeddings, labels)
+        loss = self._loss(embeddings, labels, index)
         self._check_finite("the loss", loss)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(embeddings))
         for name, value in getattr(self.loss, "logged", {}).items():
             self.log(f"train/{name}", value, batch_size=len(embeddings))
-        return loss
+        return Trained(loss=loss, embeddings=embeddings.detach(), labels=labels)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Evaluated:
         return self._evaluate(batch)
@@ -89,16 +112,24 @@ class RetrievalModule(LightningModule):
         return self._evaluate(batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(self._parameter_groups())
-        if self.schedule is None:
+        optimizer = self.groups.optimizer(self.optimizer, self.embedder, self.loss)
+        schedules = self.groups.schedules(optimizer, self.schedule)
+        if not any(schedules):
             return optimizer
-        scheduler = LambdaLR(optimizer, self._learning_rate_factor)
+        scheduler = LambdaLR(optimizer, [self._factor(schedule) for schedule in schedules])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.groups.freeze(optimizer, self._progress(self.global_step))
+
+    def on_fit_start(self) -> None:
+        # Or all processes would drop the same units and the same layers.
+        if self.global_rank:
+            torch.manual_seed(torch.initial_seed() + self.global_rank)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Dropout and stochastic depth draw from these: a resumed run must go on where the killed one was.
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        checkpoint["random_state"] = gather_random_state(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._random_state = checkpoint.get("random_state")
@@ -106,25 +137,22 @@ class RetrievalModule(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Not when the checkpoint is loaded: building loaders and loggers draws random numbers after that.
         if self._random_state is not None:
-            torch.set_rng_state(self._random_state["cpu"].cpu())
-            if len(self._random_state["cuda"]) == torch.cuda.device_count() > 0:
-                torch.cuda.set_rng_state_all([state.cpu() for state in self._random_state["cuda"]])
+            restore_random_state(self._random_state, self)
             self._random_state = None
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        groups: list[dict[str, Any]] = [{"params": list(self.embedder.parameters())}]
-        of_loss = list(self.loss.parameters())
-        if of_loss:
-            groups.append({"params": of_loss, "weight_decay": 0.0})
-            if self.loss_learning_rate is not None:
-                groups[-1]["lr"] = self.loss_learning_rate
-        return groups
+    def _factor(self, schedule: Schedule | None) -> Callable[[int], float]:
+        return lambda step: 1.0 if schedule is None else schedule(self._progress(step))
 
-    def _learning_rate_factor(self, step: int) -> float:
+    def _progress(self, step: int) -> float:
+        """The share of training that is done."""
         # Lightning counts the steps by setting up the loaders. Asked before the first step, it would do so before a
         # checkpoint is restored, and a resumed epoch would start over.
-        progress = 0.0 if step == 0 else min(1.0, step / self.trainer.estimated_stepping_batches)
-        return 1.0 if self.schedule is None else self.schedule(progress)
+        if step == 0:
+            return 0.0
+        if self.schedule_every == "epoch":
+            per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
+            step -= step % int(per_epoch)
+        return min(1.0, step / self.trainer.estimated_stepping_batches)
 
     def _evaluate(self, batch: Batch) -> Evaluated:
         return Evaluated(
@@ -135,18 +163,34 @@ class RetrievalModule(LightningModule):
             is_gallery=batch["is_gallery"],
         )
 
-    def _over_processes(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings ``[B, D]`` and labels ``[B, L]`` of the global batch, with gradient.
+    def _over_processes(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings ``[B, D]``, labels ``[B, L]`` and index ``[B]`` of the global batch, with gradient.
 
-        Every process computes the loss of the whole batch. The gather's backward sums over processes what each one
-        wants of an embedding, and averaging the parameters' gradients divides by their number: the gradient is that of
-        one process on the global batch, for any loss.
+        Every process has the loss of the whole batch. The gather's backward sums over processes what each one wants of
+        an embedding, and averaging the parameters' gradients divides by their number: the gradient is that of one
+        process on the global batch, for any loss.
         """
         if self.trainer.world_size == 1:
-            return embeddings, labels
+            return embeddings, labels, index
         gathered: Any = self.all_gather(embeddings, sync_grads=True)
-        gathered_labels: Any = self.all_gather(labels)
-        return gathered.flatten(0, 1), gathered_labels.flatten(0, 1)
+        others: Any = self.all_gather((labels, index))
+        # Each process has every n-th image: put back into the order of one process, a loss draws the same numbers.
+        in_order = [rows.transpose(0, 1).flatten(0, 1) for rows in (gathered, *others)]
+        return in_order[0], in_order[1], in_order[2]
+
+    def _loss(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        memory = None if self.memory is None else self.memory.recall(index)
+        with shared_queries() if self.trainer.world_size > 1 else contextlib.nullcontext():
+            loss: Tensor = (
+                self.loss(embeddings, labels)
+                if memory is None
+                else self.loss(
+                    embeddings, labels, ref_emb=memory.embeddings, ref_labels=memory.labels, include_batch=True
+                )
+            )
+        if self.memory is not None:
+            self.memory.remember(embeddings, labels, index)
+        return loss
 
     def _check_finite(self, what: str, value: Tensor) -> None:
         if not value.detach().isfinite().all():
