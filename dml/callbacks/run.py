@@ -13,8 +13,17 @@ from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_info
 
+from dml import __version__
+from dml.callbacks.diagnostics import GAP
+
 CONFIG_KEY = "config"
 """Where a checkpoint keeps the configuration of its run, as YAML: ``dml test --ckpt_path`` needs nothing else."""
+
+VERSION_KEY = "dml_version"
+"""Where a checkpoint keeps the version of ``dml`` that made it; the first version did not."""
+
+CONFIGURED = ("seed_everything", "trainer", "model", "data")
+"""The parts of the configuration that are kept."""
 
 
 class LogConfig(SaveConfigCallback):
@@ -26,8 +35,9 @@ class LogConfig(SaveConfigCallback):
             logger.log_hyperparams(config)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        kept = ("seed_everything", "trainer", "model", "data")
-        checkpoint[CONFIG_KEY] = yaml.safe_dump({key: value for key, value in self._resolved().items() if key in kept})
+        config = {key: value for key, value in self._resolved().items() if key in CONFIGURED}
+        checkpoint[CONFIG_KEY] = yaml.safe_dump(config)
+        checkpoint[VERSION_KEY] = __version__
 
     def _resolved(self) -> dict[str, Any]:
         resolved: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
@@ -54,6 +64,8 @@ class DescribeRun(Callback):
             run.define_metric("train/loss", step_metric="trainer/global_step", summary="min")
             for stage in ("val", "test"):
                 run.define_metric(f"{stage}/*", step_metric="trainer/global_step", summary="max")
+            run.define_metric(f"val/{GAP}", step_metric="trainer/global_step", summary="min")
+            run.define_metric("epoch/*", step_metric="trainer/global_step", summary="last")
             if run.offline:
                 rank_zero_info(f"W&B is offline: the run is kept here; upload it by: wandb sync {_folder(run)}")
 

@@ -1,9 +1,13 @@
 """The metrics of each evaluation, on the terminal."""
 
+from collections.abc import Callable
+
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
 from rich.console import Console
 from rich.table import Table
+
+from dml.callbacks.diagnostics import GAP
 
 
 class MetricsTable(Callback):
@@ -18,7 +22,7 @@ class MetricsTable(Callback):
         metrics = _of_stage(trainer, "val")
         if not metrics:
             return
-        self._best = {name: max(value, self._best.get(name, value)) for name, value in metrics.items()}
+        self._best = {name: _better(name)(value, self._best.get(name, value)) for name, value in metrics.items()}
         table = Table(title=f"validation, epoch {trainer.current_epoch}, step {trainer.global_step}")
         loss = trainer.callback_metrics.get("train/loss")
         rows = {"now": metrics, "best": self._best}
@@ -39,6 +43,10 @@ class MetricsTable(Callback):
         self._best = dict(state_dict)
 
 
+def _better(name: str) -> Callable[[float, float], float]:
+    return min if name == GAP else max
+
+
 def _of_stage(trainer: Trainer, stage: str) -> dict[str, float]:
     prefix = f"{stage}/"
     found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
@@ -51,7 +59,7 @@ def _fill(table: Table, rows: dict[str, dict[str, float]], losses: dict[str, str
     if losses:
         table.add_column("train/loss", justify="right")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for title, metrics in rows.items():
         cells = [losses[title]] if losses else []
         table.add_row(title, *cells, *(f"{metrics[name]:.4f}" for name in names))
