@@ -1,17 +1,26 @@
-"""Every experiment, with every loss, trains for a batch on a miniature of its data; every evaluation is made."""
+"""Every experiment, with every loss and as each recipe, trains for a batch on a miniature of its data; every evaluation
+is made.
+"""
 
+import re
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 import yaml
 
+import dml.data.datasets
 from dml.__main__ import main
+from dml.models import TimmEmbedder
 from tests.data.datasets.miniatures import MINIATURES
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 BASES = sorted(EXPERIMENTS.glob("*.yaml"))
 LOSSES = sorted((EXPERIMENTS / "losses").glob("*.yaml"))
 EVALUATIONS = sorted((EXPERIMENTS / "evaluation").glob("*.yaml"))
+RECIPES = sorted((EXPERIMENTS / "recipes").glob("*/*.yaml"))
+every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 REPORTED = {
     "GoogleLandmarkMetrics": "test/mAP@100",
     "LandmarkMetrics": "test/mAP_M",
@@ -34,6 +43,15 @@ SMALL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For networks as small as these, sharing the work takes longer than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def roots(tmp_path_factory, glyphs_root):
     """A miniature of each dataset, by the name of its class."""
@@ -43,10 +61,52 @@ def roots(tmp_path_factory, glyphs_root):
     return {**folders, "Glyphs": glyphs_root}
 
 
-def run(roots, base, *overlays):
+def run(roots, base, *overlays, small=SMALL):
     name = yaml.safe_load(base.read_text())["data"]["dataset"].rpartition(".")[2]
-    overrides = [f"--{key}={value}" for key, value in {**SMALL, "data.root": roots[name]}.items()]
+    overrides = [f"--{key}={value}" for key, value in {**small, "data.root": roots[name]}.items()]
     main(["fit", f"-c={base}", *(f"-c={overlay}" for overlay in overlays), *overrides])
+
+
+def base_of(recipe):
+    """The base that the command in the recipe's head names; it names the recipe itself too."""
+    head = recipe.read_text().replace("\\\n#", "")
+    own = recipe.relative_to(EXPERIMENTS.parent)
+    (base,) = re.findall(rf"^# dml fit -c experiments/(\w+)\.yaml +-c {own}$", head, flags=re.MULTILINE)
+    return EXPERIMENTS / f"{base}.yaml"
+
+
+def proxies_of(model):
+    return [loss["init_args"] for loss in losses_of(model) if "num_classes" in loss["init_args"]]
+
+
+def losses_of(model):
+    return model["loss"]["init_args"].get("losses", [model["loss"]])
+
+
+def smaller(size):
+    """224 to 64, and others in proportion."""
+    return size * 2 // 7 if isinstance(size, int) else [smaller(side) for side in size]
+
+
+def shrink(recipe, folder):
+    """The recipe with a small network of the same kind, small images and chunks, and fewer proxies."""
+    config = yaml.safe_load(recipe.read_text())
+    embedder = config["model"]["embedder"]
+    is_transformer = embedder.get("pooling") == "cls"
+    embedder["name"] = "test_vit" if is_transformer else "test_resnet"
+    embedder["embedding_dim"] = 64 if embedder.get("head") == "none" else 16
+    for key, value in {"chunk_size": 5, "whitening_dim": 4}.items():
+        if key in embedder:
+            embedder[key] = value
+    for proxies in proxies_of(config["model"]):
+        proxies.update(num_classes=64, embedding_dim=16)
+    for step in [*config["data"].get("train_transforms", ()), *config["data"].get("eval_transforms", ())]:
+        if "size" in step.get("init_args", {}):
+            step["init_args"]["size"] = smaller(step["init_args"]["size"])
+    overlay = folder / "recipe.yaml"
+    overlay.write_text(yaml.safe_dump(config))
+    size = smaller(embedder.get("image_size", 224))
+    return overlay, {**SMALL, "model.embedder.name": embedder["name"], "model.embedder.image_size": size}
 
 
 @pytest.mark.parametrize("base", BASES, ids=lambda path: path.stem)
@@ -71,3 +131,79 @@ def test_evaluation_runs(overlay, roots, monkeypatch, tmp_path, capsys):
     main(["test", f"-c={EXPERIMENTS / 'sop.yaml'}", f"-c={overlay}", *overrides])
     metrics = config["trainer"]["callbacks"][0]["init_args"]["metrics"]["class_path"].rpartition(".")[2]
     assert REPORTED[metrics] in capsys.readouterr().out
+
+
+@every_recipe
+def test_recipe_runs(recipe, roots, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    overlay, small = shrink(recipe, tmp_path)
+    run(roots, base_of(recipe), overlay, small=small)
+
+
+@every_recipe
+def test_recipe_fits_together(recipe):
+    """What is said in two places is said alike."""
+    config = yaml.safe_load(recipe.read_text())
+    data, model, trainer = config["data"], config["model"], config.get("trainer", {})
+    assert not {"callbacks", "logger"} & set(trainer)  # lists are replaced, and the base's would be lost
+    size = model["embedder"].get("image_size", 224)
+    for transforms in (data.get("train_transforms"), data.get("eval_transforms")):
+        sizes = [step["init_args"]["size"] for step in transforms or () if "size" in step.get("init_args", {})]
+        assert not sizes or sizes[-1] in (size, [size, size])
+    assert model["embedder"].get("chunk_size", 1) <= data["classes_per_batch"] * data["samples_per_class"]
+    assert all(proxies["embedding_dim"] == model["embedder"]["embedding_dim"] for proxies in proxies_of(model))
+    schedule = model.get("schedule") or {}
+    if schedule.get("class_path") == "dml.schedules.MultiStep":
+        assert schedule["init_args"]["length"] == trainer["max_epochs"]
+    frozen = model.get("groups", {}).get("backbone", {}).get("frozen", 0) * trainer.get("max_epochs", 1)
+    assert frozen == pytest.approx(round(frozen))  # whole epochs
+
+
+@every_recipe
+def test_recipe_takes_over_no_option_unseen(recipe):
+    """What the base says of a class holds on where the recipe names the same class."""
+    before, after = (yaml.safe_load(path.read_text())["model"] for path in (base_of(recipe), recipe))
+    for part in ("loss", "optimizer", "schedule"):
+        old, new = before[part], after.get(part)
+        if new and old["class_path"] == new["class_path"]:
+            assert set(old.get("init_args", {})) <= set(new["init_args"]), part
+
+
+@every_recipe
+def test_recipe_has_a_proxy_for_each_class_that_trains(recipe):
+    config = yaml.safe_load(recipe.read_text())
+    data = {**yaml.safe_load(base_of(recipe).read_text())["data"], **config["data"]}
+    dataset = getattr(dml.data.datasets, data["dataset"].rpartition(".")[2])
+    classes = dataset.published[data.get("train_split", "train")][1]
+    for proxies in proxies_of(config["model"]):
+        assert proxies["num_classes"] == classes - round((data["val_classes"] or 0) * classes)
+
+
+@every_recipe
+def test_recipe_has_a_backbone_that_it_can_have(recipe):
+    embedder = yaml.safe_load(recipe.read_text())["model"]["embedder"]
+    starts_from_scratch = embedder.pop("pretrained", True) is False
+    assert starts_from_scratch or timm.is_model_pretrained(embedder["name"])
+    with torch.device("meta"):
+        assert TimmEmbedder(**embedder, pretrained=False).embedding_dim == embedder["embedding_dim"]
+
+
+@every_recipe
+def test_recipe_says_where_it_comes_from(recipe):
+    head = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
+    assert any(line.startswith("# Source: https://github.com/") for line in head)
+    assert any(line.startswith("# Differs: ") for line in head)
+    assert head[-1] == "# Hardware, hours, test AP, test R@1, run link: not run yet."
+
+
+def test_the_list_of_recipes_has_each_with_its_batch_and_epochs():
+    text = (EXPERIMENTS / "recipes" / "README.md").read_text()
+    listed = re.findall(r"^\| `(\S+)` \| [^|]+ \| ([\d,]+) = ([\d,]+) x (\d+) \| ([^|]+) \|", text, flags=re.MULTILINE)
+    found = []
+    for recipe in RECIPES:
+        config = yaml.safe_load(recipe.read_text())
+        classes, samples = config["data"]["classes_per_batch"], config["data"]["samples_per_class"]
+        epochs = config.get("trainer", {}).get("max_epochs", "the base's")
+        key = f"{recipe.parent.name}/{recipe.stem}"
+        found.append((key, f"{classes * samples:,}", f"{classes:,}", str(samples), str(epochs)))
+    assert sorted(listed) == sorted(found)

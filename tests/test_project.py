@@ -50,7 +50,7 @@ def test_overlays_change_the_loss_and_nothing_else():
     for path in (EXPERIMENTS / "losses").glob("*.yaml"):
         overlay = yaml.safe_load(path.read_text())
         assert list(overlay) == ["model"], path
-        assert set(overlay["model"]) <= {"loss", "loss_learning_rate"}, path
+        assert set(overlay["model"]) <= {"loss", "groups"}, path
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.rglob("*.yaml")), ids=lambda path: path.stem)
