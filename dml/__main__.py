@@ -1,10 +1,10 @@
-"""The ``dml`` command: ``fit``, ``validate``, ``test``, ``predict``, and ``data``."""
+"""The ``dml`` command: ``fit``, ``validate``, ``test``, ``predict``, ``data`` and ``export``."""
 
-import atexit
-import contextlib
 import difflib
+import errno
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -12,31 +12,42 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-import torch
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.plugins import TorchCheckpointIO
 
-from dml import data_command
+from dml import checkpoints, data_command, export, runs
+from dml.callbacks.diagnostics import LogDiagnostics
 from dml.callbacks.embeddings import WriteEmbeddings
 from dml.callbacks.last import SaveLast
-from dml.callbacks.run import CONFIG_KEY, DescribeRun, LogConfig
+from dml.callbacks.run import DescribeRun, LogConfig
 from dml.callbacks.table import MetricsTable
+from dml.callbacks.whitening import LearnWhitening
 from dml.data import RetrievalDataModule
 from dml.module import NonFiniteError, RetrievalModule
 from dml.report import print_report
+
+_PLAIN = {"data": data_command.run, "export": export.run}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of a collective whose other end is gone, by gloo and NCCL, which have no error of their own for it.
+_LOST = re.compile(r"(closed|reset) by peer|Broken pipe|Socket closed|ncclRemoteError")
 
 
 class OneLineErrors(LightningArgumentParser):
     """A parser whose errors are one line on stderr."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        _exit_with(message)
+        raise UsageError(message)
+
+
+class UsageError(SystemExit):
+    """What is wrong with the command line; an exit, which no parser takes for a value that another one might read."""
 
 
 class DMLCommand(LightningCLI):
     """LightningCLI for the one module and the one data module of this project."""
 
     def __init__(self, args: ArgsType = None) -> None:
+        self._words = list(args) if isinstance(args, list) else sys.argv[1:]
         whole_names = {"allow_abbrev": False}
         super().__init__(
             RetrievalModule,
@@ -47,14 +58,18 @@ class DMLCommand(LightningCLI):
             parser_kwargs={
                 **whole_names,
                 **dict.fromkeys(self.subcommands(), whole_names),
-                "epilog": "Data sets: dml data describe, verify, prepare or pack; see dml data --help.",
+                "epilog": "Data sets: dml data describe, verify, prepare or pack; see dml data --help. "
+                "The model as one file: dml export; see dml export --help.",
             },
             auto_configure_optimizers=False,
             save_config_callback=LogConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             # Lightning would wrap the sampler under DDP, and break up the classes of a batch; ours shards itself.
-            trainer_defaults={"use_distributed_sampler": False, "callbacks": [MetricsTable(), DescribeRun()]},
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "callbacks": [MetricsTable(), DescribeRun(), LogDiagnostics(), LearnWhitening()],
+            },
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -69,29 +84,53 @@ class DMLCommand(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the configuration alone: :func:`_with_config_of_checkpoint` has put the checkpoint's own under it."""
+        """Leave the configuration alone: :func:`checkpoints.with_config` has put the checkpoint's own under it."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        fitting, job = self.subcommand == "fit", runs.slurm_job()
         loggers = _loggers(config)
         if any(logger.class_path.endswith("WandbLogger") for logger in loggers):
             _stay_offline_unless_logged_in()
         local = [logger.init_args for logger in loggers if logger.class_path.endswith("CSVLogger")]
         self._numbered = [logger for logger in local if logger.version is None]
-        if config.get("ckpt_path") and self.subcommand == "fit":
-            config.ckpt_path = str(_resume(Path(config.ckpt_path), self._numbered))
+        if fitting and job is not None:  # it may have been here before, and goes on in the same folder
+            config.ckpt_path = runs.checkpoint_of_job(job, self._words, local) or config.ckpt_path
+        if fitting and config.ckpt_path:
+            config.ckpt_path = str(runs.checkpoint_to_resume(Path(config.ckpt_path), self._numbered))
+            checkpoints.read(config.ckpt_path)
         for logger in local:
-            logger.version = logger.version or _reserve(_runs(logger))
-            _set_aside(_runs(logger) / str(logger.version) / "metrics.csv")
+            logger.version = logger.version or runs.reserve(runs.of_logger(logger), job if fitting else None)
+            runs.set_aside(runs.of_logger(logger) / str(logger.version) / "metrics.csv")
+            if fitting and job is not None:
+                runs.remember_job(runs.of_logger(logger) / str(logger.version), job, self._words)
+        self._moves_root = job is not None and bool(local) and config.trainer.default_root_dir is None
+        if self._moves_root:  # from the working directory, where Lightning would look for checkpoints of any job
+            name = local[0].version or f"job_{job}"  # only the first process knows the version
+            config.trainer.default_root_dir = str(runs.of_logger(local[0]) / name)
 
     def after_instantiate_classes(self) -> None:
         # The configuration is that of the experiment: started from it, another run gets a folder of its own.
         for logger in self._numbered:
             logger.version = None
+        if self._moves_root:
+            self.config[self.subcommand].trainer.default_root_dir = None
+        # Not one of several plugins: those would replace it. Who brings another keeps it.
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = checkpoints.AtomicCheckpointIO()
         # With these, RetrievalModule.load_from_checkpoint(path) rebuilds embedder and loss.
         self._dump_config()
         hparams = {**self.config_dump["model"], "_instantiator": "pytorch_lightning.cli.instantiate_module"}
         self.model.save_hyperparameters(hparams, logger=False)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            if not checkpoints.is_of_restoring(error):
+                raise
+            path = str(self.config[subcommand].ckpt_path)
+            raise checkpoints.misfit(path, error, fitting=subcommand == "fit") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Nothing from a checkpoint is executed, and embeddings are written as they come rather than kept.
@@ -109,28 +148,47 @@ class DMLCommand(LightningCLI):
 def main(args: ArgsType = None) -> None:
     """Run the command. What the user can put right is one line on stderr and exit code 2; the rest is a traceback."""
     words = sys.argv[1:] if args is None else args
+    note = ""
     _silence()
     try:
-        if isinstance(words, list) and words[:1] == ["data"]:
-            sys.exit(data_command.run(words[1:], OneLineErrors))
-        DMLCommand(_with_config_of_checkpoint(words) if isinstance(words, list) else words)
-    except NonFiniteError as error:
-        _exit_with(str(error), code=1)
-    except (ValueError, OSError) as error:
-        if not _is_ours(error):
+        if isinstance(words, list):
+            if words and words[0] in _PLAIN:
+                sys.exit(_PLAIN[words[0]](words[1:], OneLineErrors))
+            words, note = checkpoints.with_config(words)
+        DMLCommand(words)
+    except UsageError as error:
+        _exit_with(f"{error}{note}")
+    except Exception as error:
+        explained = _explained(error, note)
+        if explained is None:
             raise
-        _exit_with(str(error))
-    except AttributeError as error:  # a class that is named and not there: jsonargparse lets that through
-        if not isinstance(error.obj, ModuleType):
-            raise
+        message, code = explained
+        _exit_with(message, code)
+
+
+def _explained(error: Exception, note: str) -> tuple[str, int] | None:
+    """What to say of an error in one line, and the exit code; None for what needs a traceback."""
+    if (unwritten := _unwritten(error)) is not None:
+        return unwritten, 1
+    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
+        # A class that is named and not there, which jsonargparse lets through.
         close = difflib.get_close_matches(str(error.name), dir(error.obj), n=1)
-        _exit_with(f"{error}{f'; did you mean {close[0]!r}?' if close else ''}")
+        return f"{error}{f'; did you mean {close[0]!r}?' if close else ''}{note}", 2
+    if isinstance(error, RuntimeError) and _LOST.search(str(error)):
+        return (
+            "another process of the run has ended, and this one cannot go on alone; what that one has said, if it "
+            "could, explains why. Once this is put right, go on by the same command and --ckpt_path last"
+        ), 1
+    if isinstance(error, (ValueError, OSError)) and _is_ours(error):
+        return str(error), 1 if isinstance(error, NonFiniteError) else 2
+    return None
 
 
 def _silence() -> None:
     """Turn off what Lightning says about itself: advertisements, and deprecations that its users cannot act on."""
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended to run from within Python")
     warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")  # frozen
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
     warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
@@ -149,93 +207,31 @@ def _is_ours(error: BaseException) -> bool:
     return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
 
 
+def _unwritten(error: BaseException | None) -> str | None:
+    """What to say of a file that could not be written: because the disk is full, or for any reason if a checkpoint."""
+    found: OSError | None = None
+    while error is not None:
+        # The first one to fail, if it names its file: others fail after it, such as a logger that is closed.
+        if isinstance(error, checkpoints.UnwrittenError) or (isinstance(error, OSError) and error.errno in _FULL):
+            found = error if found is None or error.filename else found
+        error = error.__context__
+    if found is None:
+        return None
+    return (
+        f"{found.filename or 'a file of the run'} could not be written: {found.strerror or found}; the file that was "
+        "there before is kept. Once this is put right, a fit goes on by the same command and --ckpt_path last"
+    )
+
+
 def _exit_with(message: str, code: int = 2) -> NoReturn:
     sys.stderr.write(f"dml: error: {' '.join(message.split())}\n")
     sys.exit(code)
-
-
-def _with_config_of_checkpoint(words: list[str]) -> list[str]:
-    """Put the configuration in the checkpoint of ``--ckpt_path`` under that of the command line.
-
-    ``dml test --ckpt_path best.ckpt`` then needs no other argument, and any other argument changes it. A run that goes
-    on keeps to the configuration it is given.
-    """
-    path = _value_of("--ckpt_path", words)
-    configured = any(word in ("-c", "--config") or word.startswith(("-c=", "--config=")) for word in words)
-    if path is None or (configured and words[0] == "fit") or path in ("last", "best"):
-        return words
-    if not Path(path).is_file():
-        raise ValueError(f"ckpt_path is {path!r}; there is no such file")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if CONFIG_KEY not in checkpoint:
-        raise ValueError(f"ckpt_path is {path!r}, a checkpoint without a configuration; give one by -c")
-    return [words[0], "--config", checkpoint[CONFIG_KEY], *words[1:]]
-
-
-def _value_of(option: str, words: list[str]) -> str | None:
-    for position, word in enumerate(words):
-        if word == option and position + 1 < len(words):
-            return words[position + 1]
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-    return None
 
 
 def _loggers(config: Any) -> list[Any]:
     loggers = config.trainer.logger
     loggers = loggers if isinstance(loggers, list) else [loggers]
     return [logger for logger in loggers if hasattr(logger, "class_path")]
-
-
-def _runs(logger: Any) -> Path:
-    """Where a CSV logger keeps the folders of its runs."""
-    return Path(logger.save_dir) / (logger.name or "")
-
-
-def _resume(path: Path, loggers: list[Any]) -> Path:
-    """The checkpoint to go on from, once the CSV loggers are set to go on with its run."""
-    if str(path) == "last":
-        found = [run for logger in loggers for run in _runs(logger).glob("*/checkpoints/last.ckpt")]
-        if not found:
-            where = [str(_runs(logger)) for logger in loggers]
-            raise ValueError(f"ckpt_path is 'last', but no run in {where} has checkpoints/last.ckpt; start without it")
-        path = max(found, key=lambda candidate: candidate.stat().st_mtime)
-    if not path.is_file():
-        raise ValueError(f"ckpt_path is {str(path)!r}; there is no such file")
-    run = path.resolve().parent.parent
-    for logger in loggers:
-        if run.parent == _runs(logger).resolve():
-            logger.version = run.name
-    return path
-
-
-@rank_zero_only
-def _reserve(runs: Path) -> str:
-    """Make the folder of a new run: two runs started at once would otherwise both take the next free number."""
-    number = 0
-    while True:
-        folder = runs / f"version_{number}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-            continue
-        atexit.register(_remove_if_empty, folder)
-        return folder.name
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """Leave nothing behind of a run that ended before it began."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-@rank_zero_only
-def _set_aside(metrics: Path) -> None:
-    """Rename the metrics of the run so far, which the CSV logger would delete, to ``metrics.1.csv`` and so on."""
-    if metrics.exists():
-        number = 1 + len(list(metrics.parent.glob("metrics.*.csv")))
-        metrics.rename(metrics.with_suffix(f".{number}.csv"))
 
 
 def _stay_offline_unless_logged_in() -> None:

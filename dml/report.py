@@ -58,6 +58,7 @@ def _evaluate(
         accelerator=trainer.accelerator.name(),
         devices=trainer.num_devices,
         precision=trainer.precision,
+        default_root_dir=trainer.default_root_dir,
         logger=False,
         callbacks=[LogRetrievalMetrics(copy.deepcopy(metrics))],
         enable_checkpointing=False,

@@ -1,6 +1,9 @@
 """The command line, from the first epoch to a run that was killed."""
 
+import copy
 import os
+import random
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +13,9 @@ import pytest
 import torch
 import yaml
 
+from dml import __version__
 from dml.__main__ import main
+from dml.callbacks.run import CONFIG_KEY, VERSION_KEY
 from dml.module import RetrievalModule
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +45,11 @@ def small(glyphs_root, **changes):
 
 def fit(*arguments):
     main(["fit", f"-c={QUICKSTART}", *arguments])
+
+
+def command(*arguments):
+    """That of a process of its own."""
+    return [sys.executable, "-m", "dml", "fit", f"-c={QUICKSTART}", *arguments]
 
 
 def environment_of_a_process():
@@ -174,8 +184,150 @@ model:
         - class_path: dml.losses.NormSoftmaxLoss
           init_args: {num_classes: 12, embedding_dim: 8}
       weights: [0.9, 0.1]
-  loss_learning_rate: 0.1
+  groups:
+    loss: {learning_rate: 0.1}
 """
+
+EVERYTHING = f"""{HAPPIER}
+    backbone: {{frozen: 0.2, weight_decay: 0.01}}
+  memory:
+    class_path: dml.memory.CrossBatchMemory
+    init_args: {{size: 20, start_after: 2}}
+  embedder:
+    chunk_size: 3
+    freeze_batch_norm: statistics
+"""
+
+
+@pytest.fixture(scope="module")
+def finished_with_everything(glyphs_root, tmp_path_factory):
+    """Losses of an undisturbed run with random numbers, proxies, a memory and chunks."""
+    folder = tmp_path_factory.mktemp("everything")
+    (folder / "overlay.yaml").write_text(EVERYTHING)
+    arguments = command("-c=overlay.yaml", *small(glyphs_root))
+    environment = environment_of_a_process() | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    subprocess.run(arguments, cwd=folder, env=environment, check=True, timeout=300)
+    return losses(folder / "runs" / "quickstart" / "version_0")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("seed", [random.randrange(1000)])
+def test_a_run_with_everything_goes_on_wherever_it_was_killed(
+    seed, workers, finished_with_everything, glyphs_root, tmp_path
+):
+    step = random.Random(seed + workers).randrange(5, 18)
+    (tmp_path / "overlay.yaml").write_text(EVERYTHING)
+    arguments = command("-c=overlay.yaml", *small(glyphs_root, **{"data.num_workers": workers}))
+    kill = ["--trainer.callbacks+=tests.faulty.SignalAt", f"--trainer.callbacks.step={step}"]
+    environment = environment_of_a_process()
+    killed = subprocess.run(
+        [*arguments, *kill, "--trainer.callbacks.name=SIGKILL"], env=environment, check=False, timeout=300
+    )
+    assert killed.returncode == -9
+    fit("-c=overlay.yaml", *small(glyphs_root, **{"data.num_workers": workers}), "--ckpt_path=last")
+    resumed = losses(runs()[0])
+    first = max(checkpoint for checkpoint in (4, 6, 8, 12, 16) if checkpoint <= step)
+    assert set(range(first, 18)) <= set(resumed.index)
+    assert resumed.tolist() == finished_with_everything.loc[resumed.index].tolist()
+
+
+def test_a_job_that_slurm_puts_back_into_its_queue_goes_on(finished, glyphs_root, tmp_path):
+    """The same command twice, with the signal in the middle of an epoch."""
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/said\n')
+    scontrol.chmod(0o755)
+    job = {"JOB_ID": 77, "JOB_NAME": "train", "NTASKS": 1, "NTASKS_PER_NODE": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
+    environment = environment_of_a_process() | {f"SLURM_{name}": str(value) for name, value in job.items()}
+    environment["PATH"] = f"{scontrol.parent}:{environment['PATH']}"
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"of another job")
+    signal = ["--trainer.callbacks+=tests.faulty.SignalAt", "--trainer.callbacks.step=9"]
+    arguments = command(*small(glyphs_root), *signal, "--trainer.callbacks.name=SIGUSR1")
+    codes = [subprocess.run(arguments, env=environment, check=False, timeout=300).returncode for _ in range(2)]
+    assert codes == [128 + 10, 0]
+    assert (tmp_path / "said").read_text() == "requeue 77\n"
+    assert [path.name for path in runs()] == ["job_77"]
+    config = yaml.safe_load((runs()[0] / "config.yaml").read_text())
+    assert config["trainer"]["default_root_dir"] is None  # or a run from this configuration would share the folder
+    resumed = losses(runs()[0])
+    assert resumed.index[-1] == 17
+    assert set(range(10, 18)) <= set(resumed.index)
+    assert resumed.tolist() == losses(finished).loc[resumed.index].tolist()
+
+
+def test_a_full_disk_ends_a_run_with_one_line_and_keeps_the_last_checkpoint(glyphs_root):
+    fit(*small(glyphs_root, **{"trainer.max_epochs": 1}))
+    last = runs()[0] / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+
+    def fill_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+
+    stopped = subprocess.run(
+        command(*small(glyphs_root), "--ckpt_path=last"),
+        env=environment_of_a_process(),
+        preexec_fn=fill_disk,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert stopped.returncode == 1
+    assert "Traceback" not in stopped.stderr
+    said = [line for line in stopped.stderr.splitlines() if line.startswith("dml: error: ")]
+    assert said == [stopped.stderr.splitlines()[-1]]
+    assert f"{last} could not be written: File too large" in said[0]
+    assert "--ckpt_path last" in said[0]
+    assert last.read_bytes() == before
+    assert [path.name for path in last.parent.iterdir() if path.suffix == ".partial"] == []
+
+
+def test_a_log_that_cannot_be_written_is_one_line(glyphs_root, capsys):
+    full = ["--trainer.callbacks+=tests.faulty.FullDiskAt", "--trainer.callbacks.step=2"]
+    with pytest.raises(SystemExit) as stopped:
+        fit(*small(glyphs_root), *full)
+    assert stopped.value.code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("dml: error: a file of the run could not be written: No space left on device; ")
+
+
+def of_first_version(path, target):
+    """A checkpoint as the first version made it, as far as this one can tell."""
+    checkpoint = torch.load(path, weights_only=True)
+    config = yaml.safe_load(checkpoint[CONFIG_KEY])
+    config["model"] = {key: config["model"][key] for key in ("embedder", "loss", "optimizer", "schedule")}
+    options = ("name", "embedding_dim", "pretrained", "weights", "channels", "image_size", "drop_path_rate")
+    embedder = config["model"]["embedder"]
+    embedder["init_args"] = {key: embedder["init_args"][key] for key in options}
+    config["model"]["loss_learning_rate"] = 0.1
+    checkpoint[CONFIG_KEY] = yaml.safe_dump(config)
+    del checkpoint[VERSION_KEY]
+    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    groups.append(copy.deepcopy(groups[0]))
+    torch.save(checkpoint, target)
+
+
+def test_a_checkpoint_of_the_first_version_can_be_evaluated_and_says_why_it_cannot_go_on(finished, glyphs_root, capsys):
+    of_first_version(finished / "checkpoints" / "best.ckpt", "old.ckpt")
+    main(["validate", "--ckpt_path=old.ckpt"])
+    best = pd.read_csv(finished / "metrics.csv")["val/AP"].max()
+    assert pd.read_csv(runs()[0] / "metrics.csv")["val/AP"].tolist() == pytest.approx([best], abs=1e-6)
+    with pytest.raises(SystemExit) as stopped:
+        fit(*small(glyphs_root), "--ckpt_path=old.ckpt")
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "ckpt_path is 'old.ckpt', which does not fit this run (loaded state dict has a different number" in last
+    assert f"made by dml 0.1.0, and this is {__version__}; its weights still serve dml test and dml predict" in last
+
+
+def test_weights_that_do_not_fit_are_one_line(finished, capsys):
+    path = str(finished / "checkpoints" / "best.ckpt")
+    with pytest.raises(SystemExit) as stopped:
+        main(["test", f"--ckpt_path={path}", "--model.embedder.embedding_dim=9"])
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"dml: error: ckpt_path is {path!r}, which does not fit this run (")
+    assert last.endswith("is the configuration that of its run, which is in its folder as config.yaml?")
 
 
 @pytest.mark.parametrize("overlay", ["", HAPPIER], ids=["SmoothAP", "HAPPIER"])

@@ -55,9 +55,14 @@ class TrainLoader(DataLoader[Batch]):
         return super().__len__() // self._per_batch
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        # Now, and not with the first batch: a run that was stopped after the last one asks this iterator for none.
+        first, self._resume_at = self._resume_at, 0
+        return self._batches(first)
+
+    def _batches(self, first: int) -> Iterator[Batch]:
+        # Only when the first one is asked for does the sampler know the epoch.
         self._images.epoch.fill_(self._balanced.epoch)
-        self._balanced.first_batch = self._served = self._resume_at
-        self._resume_at = 0
+        self._balanced.first_batch = self._served = first
         parts = super().__iter__()
         while batch := self._joined(islice(parts, self._per_batch)):
             self._served += 1

@@ -1,0 +1,105 @@
+"""The folders of runs, and which of them a command goes on with."""
+
+import atexit
+import contextlib
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from pytorch_lightning.utilities import rank_zero_only
+
+_JOBS = "jobs.txt"
+
+
+def of_logger(logger: Any) -> Path:
+    """Where a CSV logger keeps the folders of its runs."""
+    return Path(logger.save_dir) / (logger.name or "")
+
+
+def checkpoint_to_resume(path: Path, loggers: list[Any]) -> Path:
+    """The checkpoint to go on from, once the CSV loggers are set to go on with its run.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if str(path) == "last":
+        found = [run for logger in loggers for run in of_logger(logger).glob("*/checkpoints/last.ckpt")]
+        if not found:
+            where = [str(of_logger(logger)) for logger in loggers]
+            raise ValueError(f"ckpt_path is 'last', but no run in {where} has checkpoints/last.ckpt; start without it")
+        path = max(found, key=lambda candidate: candidate.stat().st_mtime)
+    if not path.is_file():
+        raise ValueError(f"ckpt_path is {str(path)!r}; there is no such file")
+    run = path.resolve().parent.parent
+    for logger in loggers:
+        if run.parent == of_logger(logger).resolve():
+            logger.version = run.name
+    return path
+
+
+@rank_zero_only
+def reserve(runs: Path, job: str | None) -> str:
+    """Make the folder of a new run: two runs started at once would otherwise both take the next free number.
+
+    Args:
+        runs: Where it is made.
+        job: The SLURM job, which is then in its name.
+    """
+    for number in itertools.count():
+        name = f"version_{number}" if job is None else f"job_{job}" + (f"_{number}" if number else "")
+        with contextlib.suppress(FileExistsError):
+            (runs / name).mkdir(parents=True)
+            atexit.register(_remove_if_empty, runs / name)
+            return name
+    raise AssertionError
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave nothing behind of a run that ended before it began."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+@rank_zero_only
+def set_aside(metrics: Path) -> None:
+    """Rename the metrics of the run so far, which the CSV logger would delete, to ``metrics.1.csv`` and so on."""
+    if metrics.exists():
+        number = 1 + len(list(metrics.parent.glob("metrics.*.csv")))
+        metrics.rename(metrics.with_suffix(f".{number}.csv"))
+
+
+def slurm_job() -> str | None:
+    """The SLURM job that Lightning takes this process to be of; None in an interactive one."""
+    if "SLURM_JOB_ID" not in os.environ or not SLURMEnvironment.detect() or SLURMEnvironment.job_id() is None:
+        return None
+    return os.environ["SLURM_JOB_ID"]
+
+
+def checkpoint_of_job(job: str, words: list[str], loggers: list[Any]) -> Path | None:
+    """The last checkpoint of this command in this job: there is one if SLURM has put the job back into its queue.
+
+    A job may hold several commands, each of which goes on with its own run.
+    """
+    for logger in loggers:
+        for jobs in of_logger(logger).glob(f"*/{_JOBS}"):
+            last = jobs.parent / "checkpoints" / "last.ckpt"
+            if last.is_file() and _line(job, words) in jobs.read_text().splitlines():
+                return last
+    return None
+
+
+@rank_zero_only
+def remember_job(run: Path, job: str, words: list[str]) -> None:
+    """Note in the folder of a run which job and command it is of, for :func:`checkpoint_of_job`."""
+    line = _line(job, words)
+    jobs = run / _JOBS
+    if not jobs.exists() or line not in jobs.read_text().splitlines():
+        with jobs.open("a") as file:
+            file.write(f"{line}\n")
+
+
+def _line(job: str, words: list[str]) -> str:
+    return json.dumps([job, *words])
