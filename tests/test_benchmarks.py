@@ -80,3 +80,18 @@ def test_table_of_the_loaders():
             assert float(ratio) == pytest.approx(float(ours) / float(other), rel=0.1)  # all are rounded
     assert "parent after 1 more epochs: " in printed
     assert "a worker of 2,000 images against one of 1,000: " in printed
+
+
+def test_tables_of_training():
+    small = {"models": "test_resnet", "image_size": 32, "batch": 16, "chunk_size": 4, "large_batch": 64, "turns": 2}
+    more = {"images": 32, "workers": 0, "memory_sizes": 200, "threads": 1}
+    words = [word for name, value in {**small, **more}.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "benchmarks.training", *words]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith(("| test_", "| 200"))]
+    steps, memory, epoch, references = rows
+    assert float(steps[3]) == pytest.approx(float(steps[5]) / float(steps[4]), rel=0.5)  # a median of ratios
+    assert all(float(value) >= 0 for value in memory[3:])
+    fitting, loading, stepping = map(float, epoch[3:])
+    assert float(epoch[2]) == pytest.approx(fitting / min(loading, stepping), rel=0.1)  # of one turn
+    assert float(references[3]) > 0

@@ -42,6 +42,7 @@ def losses() -> dict[str, nn.Module]:
         "contrastive": PairLoss(pml.ContrastiveLoss()),
         "multi-similarity": PairLoss(pml.MultiSimilarityLoss(), miners.MultiSimilarityMiner()),
         "triplets": PairLoss(pml.TripletMarginLoss(), miners.TripletMarginMiner(type_of_triplets="semihard")),
+        "embedded in chunks": SupAPLoss(),
         "memory": SupAPLoss(),
         "memory of pairs": PairLoss(pml.ContrastiveLoss()),
     }
@@ -51,7 +52,8 @@ def train(root: Path, name: str, processes: int) -> dict[str, torch.Tensor]:
     """The loss, and the gradient of every parameter, of two steps that hardly move."""
     torch.manual_seed(0)
     # A transformer: batch normalisation is of the images of a process.
-    embedder = TimmEmbedder("test_vit", DIMENSION, pretrained=False, channels=1, image_size=32)
+    chunk_size = 3 if name == "embedded in chunks" else None
+    embedder = TimmEmbedder("test_vit", DIMENSION, False, channels=1, image_size=32, chunk_size=chunk_size)
     module = RetrievalModule(
         embedder,
         losses()[name],
