@@ -243,9 +243,10 @@ def epochs(arguments: argparse.Namespace) -> None:
                 seconds_of(lambda: [step() for _ in range(len(loader))]),
             ]
             rows.append([fit(model, data, folder, arguments), *alone])
-    ratio = statistics.median(max(loading, stepping) / fitting for fitting, loading, stepping in rows[1:])
+    kept = rows[1:] or rows  # the first is a warm-up
+    ratio = statistics.median(max(loading, stepping) / fitting for fitting, loading, stepping in kept)
     images = len(loader) * arguments.batch
-    rates = [f"{images / statistics.median(times):.1f}" for times in zip(*rows[1:], strict=True)]
+    rates = [f"{images / statistics.median(times):.1f}" for times in zip(*kept, strict=True)]
     print(f"| {' | '.join([model, str(arguments.workers), f'{ratio:.2f}', *rates])} |")
 
 

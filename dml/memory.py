@@ -25,7 +25,7 @@ class CrossBatchMemory(nn.Module):
 
     Args:
         size: Embeddings to keep. With that of the training split, a query ranks the whole of it.
-        start_after: Steps before the memory is used; it is filled from the first.
+        start_after: Batches before the memory is used; it is filled from the first.
 
     Raises:
         ValueError: If ``size`` is below 1 or ``start_after`` below 0.
@@ -36,7 +36,7 @@ class CrossBatchMemory(nn.Module):
         if size < 1:
             raise ValueError(f"size is {size}; it is a number of embeddings, at least 1")
         if start_after < 0:
-            raise ValueError(f"start_after is {start_after}; it is a number of steps, at least 0")
+            raise ValueError(f"start_after is {start_after}; it is a number of batches, at least 0")
         self.size = size
         self.start_after = start_after
         self.steps = 0
@@ -52,8 +52,7 @@ class CrossBatchMemory(nn.Module):
             return None
         embeddings, labels, images = (rows.to(index.device) for rows in self._rows)
         others = ~torch.isin(images, index) & (images >= 0)
-        if others.all():
-            return Remembered(embeddings, labels)
+        # A copy: the batch will be written into the memory before the gradient of what was recalled is taken.
         return Remembered(embeddings[others], labels[others])
 
     @torch.no_grad()

@@ -58,7 +58,7 @@ class RetrievalModule(LightningModule):
         memory: Embeddings of earlier batches to rank with those of the batch.
 
     Raises:
-        ValueError: If there is a memory and the loss takes no references.
+        ValueError: If a memory meets a loss without references, or a schedule by epochs starts at a rate of 0.
     """
 
     def __init__(
@@ -77,9 +77,10 @@ class RetrievalModule(LightningModule):
                 f"memory needs a loss that ranks other embeddings with the batch; forward of {type(loss).__name__} "
                 "takes no ref_emb, ref_labels and include_batch"
             )
-        self.embedder, self.loss, self.memory = embedder, loss, memory
-        self.optimizer, self.groups = optimizer, groups
-        self.schedule, self.schedule_every = schedule, schedule_every
+        self.groups, self.schedule, self.schedule_every = groups, schedule, schedule_every
+        if schedule_every == "epoch":
+            groups.check_start(schedule)
+        self.embedder, self.loss, self.memory, self.optimizer = embedder, loss, memory, optimizer
         self._random_state: dict[str, Any] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -119,8 +120,8 @@ class RetrievalModule(LightningModule):
         scheduler = LambdaLR(optimizer, [self._factor(schedule) for schedule in schedules])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self.groups.freeze(optimizer, self._progress(self.global_step))
+    def on_after_backward(self) -> None:
+        self.groups.freeze(self.trainer.optimizers[0], self._progress(self.global_step))
 
     def on_fit_start(self) -> None:
         # Or all processes would drop the same units and the same layers.
@@ -145,8 +146,7 @@ class RetrievalModule(LightningModule):
 
     def _progress(self, step: int) -> float:
         """The share of training that is done."""
-        # Lightning counts the steps by setting up the loaders. Asked before the first step, it would do so before a
-        # checkpoint is restored, and a resumed epoch would start over.
+        # Lightning counts the steps by setting up the loaders: before a checkpoint is restored, that starts it over.
         if step == 0:
             return 0.0
         if self.schedule_every == "epoch":

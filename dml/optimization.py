@@ -21,6 +21,7 @@ class Group:
         weight_decay: By default that of the optimizer; 0 for the loss's parameters, such as proxies.
         schedule: By default that of the run.
         frozen: Share of training, from its start, in which they are not trained: a new head, or proxies, settle first.
+            Running statistics of batch norms move all the same; see ``freeze_batch_norm`` of the embedder.
         layer_decay: Factor of the learning rate from each layer to the one before it, of the backbone alone.
 
     Raises:
@@ -83,6 +84,19 @@ class ParameterGroups:
     def schedules(self, optimizer: Optimizer, default: Schedule | None) -> list[Schedule | None]:
         """The schedule of each group of the optimizer."""
         return [self.of(group["role"]).schedule or default for group in optimizer.param_groups]
+
+    def check_start(self, default: Schedule | None) -> None:
+        """Refuse schedules by epochs whose first epoch would train nothing.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        for schedule in (default, *(self.of(role).schedule for role in ("backbone", "head", "loss"))):
+            if schedule is not None and schedule(0.0) == 0:
+                raise ValueError(
+                    f"schedule_every is 'epoch', and {schedule} starts at a rate of 0, at which the first epoch would "
+                    "train nothing; leave its warmup out, or set schedule_every to 'step'"
+                )
 
     def freeze(self, optimizer: Optimizer, progress: float) -> None:
         """Take the gradients of roles that are not trained yet: an optimizer leaves such parameters as they are.

@@ -22,6 +22,6 @@ def restore_random_state(states: dict[str, Tensor], module: LightningModule) -> 
     """Go on from :func:`gather_random_state`. A process that was not there before keeps its own state."""
     rank = module.global_rank
     if rank < len(states["cpu"]):
-        torch.set_rng_state(states["cpu"][rank].cpu())
+        torch.set_rng_state(states["cpu"][rank].cpu().clone())  # of a view, torch would read past its end
     if module.device.type == "cuda" and rank < len(states.get("cuda", [])):
-        torch.cuda.set_rng_state(states["cuda"][rank].cpu(), module.device)
+        torch.cuda.set_rng_state(states["cuda"][rank].cpu().clone(), module.device)

@@ -77,6 +77,8 @@ def test_what_is_remembered_has_no_gradient_and_is_no_view():
     with torch.no_grad():
         embeddings.zero_()
     assert found.embeddings[:, 0].tolist() == [0, 1, 2, 3]
+    memory.remember(*images(4, 4))  # which a step does before it takes the gradient of what it has recalled
+    assert found.embeddings[:, 0].tolist() == [0, 1, 2, 3]
 
 
 def test_it_is_saved_and_restored():

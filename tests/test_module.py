@@ -146,6 +146,16 @@ def test_a_schedule_by_epochs_counts_steps_of_several_batches_as_one(glyphs_root
     assert rates == pytest.approx([0.1] * 6 + [0.05] * 6)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"schedule": Cosine(warmup=0.2)}, {"groups": ParameterGroups(loss=Group(schedule=MultiStep([0.5], warmup=0.1)))}],
+)
+def test_a_schedule_by_epochs_may_not_start_at_nothing(changes):
+    with pytest.raises(ValueError, match=r"schedule_every is 'epoch', and .*warmup=0\.\d.* starts at a rate of 0"):
+        module(schedule_every="epoch", **changes)
+    module(schedule_every="step", **changes)
+
+
 def first(model):
     return next(model.parameters()).detach().clone()
 

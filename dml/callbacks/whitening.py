@@ -39,22 +39,20 @@ class LearnWhitening(Callback):
         embedder.whitening.learned.fill_(False)  # of other weights than those that will come
         embedder.whitening.check_number(len(_data(trainer).datasets["train"]))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not when training ends: a run that was killed after that has nothing left to train when it goes on.
         embedder = _whitened(pl_module)
         if embedder is None or embedder.whitening is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        best = _best(trainer)
-        if best is not None:
-            pl_module.load_state_dict(best["state_dict"])
+        path = self.path(trainer)
+        checkpoint = _checkpoint(trainer, path)
+        pl_module.load_state_dict(checkpoint["state_dict"])
         embedder.whitening.learned.fill_(False)
         embedder.whitening.learn(_embeddings(trainer, pl_module))
-        path = self.path(trainer)
-        if best is None:
-            trainer.save_checkpoint(path)
-        elif trainer.is_global_zero:
-            # What else it holds, of the optimizer and the epoch, belongs to its weights.
-            best["state_dict"] = {name: value.cpu() for name, value in pl_module.state_dict().items()}
-            trainer.strategy.checkpoint_io.save_checkpoint(best, path)
+        if trainer.is_global_zero:
+            learned = embedder.whitening.state_dict(prefix="embedder.whitening.")
+            checkpoint["state_dict"].update({name: value.cpu() for name, value in learned.items()})
+            trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, path)
         trainer.strategy.barrier("whitened")
         rank_zero_info(f"Saved {path}: embeddings whitened to {embedder.whitening_dim} dimensions")
 
@@ -74,10 +72,21 @@ def _data(trainer: Trainer) -> RetrievalDataModule:
     return data
 
 
-def _best(trainer: Trainer) -> dict[str, Any] | None:
-    """The best checkpoint; the path is broadcast, so that all processes learn of the same weights."""
-    path = trainer.strategy.broadcast(getattr(trainer.checkpoint_callback, "best_model_path", ""))
-    return torch.load(path, map_location="cpu", weights_only=True) if path else None
+def _checkpoint(trainer: Trainer, path: Path) -> dict[str, Any]:
+    """The best one, else the last one; that of the weights as they are if none was kept, which is put to ``path``.
+
+    Where it is is broadcast, so that all processes learn of the same weights.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # untyped in Lightning
+    last = SaveLast.path(trainer)
+    is_kept = last.is_file() and any(isinstance(callback, SaveLast) for callback in callbacks)
+    kept = getattr(trainer.checkpoint_callback, "best_model_path", "") or (str(last) if is_kept else "")
+    kept = trainer.strategy.broadcast(kept)
+    if not kept:
+        trainer.save_checkpoint(path)
+        kept = str(path)
+    checkpoint: dict[str, Any] = torch.load(kept, map_location="cpu", weights_only=True)
+    return checkpoint
 
 
 @torch.no_grad()

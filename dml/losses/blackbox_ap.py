@@ -54,9 +54,8 @@ class BlackboxAPLoss(RankLoss):
     def _draw(self, scores: Tensor) -> Tensor:
         # Each row from a seed of its own: the draws do not depend on how the queries are cut into chunks, nor on which
         # process ranks them.
-        generator = torch.Generator()
-        rows = []
-        for query in range(self.queries.start, self.queries.stop):
+        generator, draws = torch.Generator(), torch.empty(scores.shape)
+        for query, row in zip(range(self.queries.start, self.queries.stop), draws, strict=True):
             generator.manual_seed((self._seed_of_batch + query) % 2**32)  # more bits are not looked at
-            rows.append(torch.randn(scores.shape[1], generator=generator))
-        return torch.stack(rows).abs().to(scores)
+            torch.randn(len(row), generator=generator, out=row)
+        return draws.abs().to(scores)

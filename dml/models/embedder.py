@@ -138,7 +138,7 @@ class TimmEmbedder(nn.Module):
         """``[B, D]``, not normalised."""
         # Of each chunk by itself: the images of a whole batch as floats are four times their bytes.
         normalised = (images.float() / 255 - self.mean) / self.std
-        normalised = normalised.contiguous(memory_format=self.memory_format)
+        normalised = normalised.to(self.mean.dtype).contiguous(memory_format=self.memory_format)
         features = self.backbone(normalised) if self.pool is None else self.pool(self.backbone, normalised)
         embeddings: Tensor = self.head(self.dropout(self.layer_norm(features)))
         return embeddings

@@ -129,15 +129,12 @@ class _SumOverQueries(torch.autograd.Function):
 
 
 def _own(chunks: list[slice]) -> list[slice]:
-    """The part of each chunk that falls to this process."""
+    """The chunks of the queries that fall to this process, of no more than the same size."""
     rank, processes = distributed.get_rank(), distributed.get_world_size()
-    shares = []
-    for chunk in chunks:
-        length = chunk.stop - chunk.start
-        share = slice(chunk.start + length * rank // processes, chunk.start + length * (rank + 1) // processes)
-        if share.stop > share.start:
-            shares.append(share)
-    return shares
+    size, num_queries = chunks[0].stop, chunks[-1].stop
+    first, end = num_queries * rank // processes, num_queries * (rank + 1) // processes
+    # Without a query, an empty chunk still shows what the sum is like.
+    return [slice(start, min(start + size, end)) for start in range(first, max(end, first + 1), max(1, size))]
 
 
 def _scores(queries: Tensor, gallery: Sequence[Tensor]) -> Tensor:

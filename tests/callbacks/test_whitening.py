@@ -9,24 +9,25 @@ import pytest
 import torch
 import torch.distributed
 from pytorch_lightning import Callback
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from dml.__main__ import main
-from dml.callbacks import LearnWhitening
+from dml.callbacks import LearnWhitening, SaveLast
 from dml.callbacks.whitening import _over_processes
 from dml.data import RetrievalDataModule
 from dml.data.datasets import Glyphs
 from dml.losses import SmoothAPLoss
+from dml.memory import CrossBatchMemory
 from dml.models import TimmEmbedder, Whitening
 from dml.module import RetrievalModule
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 
 
-def module(whitening_dim=3):
+def module(whitening_dim=3, memory=None):
     torch.manual_seed(0)
     embedder = TimmEmbedder("test_resnet", 8, pretrained=False, channels=1, image_size=32, whitening_dim=whitening_dim)
-    return RetrievalModule(embedder, SmoothAPLoss(0.1))
+    return RetrievalModule(embedder, SmoothAPLoss(0.1), memory=memory)
 
 
 def glyphs(root, **changes):
@@ -102,6 +103,38 @@ def test_the_last_weights_where_none_are_the_best(glyphs_root, make_trainer, tmp
     make_trainer(LearnWhitening(), Dimension(), max_epochs=1).fit(model, datamodule=data)
     assert set(seen) == {8}
     assert_whitened(model, data)
+
+
+def whitened(tmp_path, memory=None):
+    """The model that a run has saved."""
+    again = module(memory=memory)
+    again.load_state_dict(
+        torch.load(tmp_path / "run" / "checkpoints" / "whitened.ckpt", weights_only=True)["state_dict"]
+    )
+    return again
+
+
+def test_with_a_memory(glyphs_root, make_trainer, tmp_path):
+    model, data = module(memory=CrossBatchMemory(20)), glyphs(glyphs_root)
+    make_trainer(LearnWhitening(), SaveLast(), max_epochs=1).fit(model, datamodule=data)
+    assert model.memory.steps > 0
+    assert_whitened(whitened(tmp_path, memory=CrossBatchMemory(20)), data)
+
+
+def test_with_averaged_weights(glyphs_root, make_trainer, tmp_path):
+    model, data = module(), glyphs(glyphs_root)
+    make_trainer(LearnWhitening(), EMAWeightAveraging(decay=0.9), max_epochs=1).fit(model, datamodule=data)
+    assert_whitened(whitened(tmp_path), data)
+
+
+def test_a_run_that_died_while_it_was_learned_learns_it_when_it_goes_on(glyphs_root, make_trainer, tmp_path):
+    make_trainer(SaveLast(), max_epochs=1).fit(module(), datamodule=glyphs(glyphs_root))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    model, data = module(), glyphs(glyphs_root)
+    resumed = make_trainer(LearnWhitening(), SaveLast(), max_epochs=1)
+    resumed.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+    assert_whitened(model, data)
+    assert_whitened(whitened(tmp_path), data)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def losses() -> dict[str, nn.Module]:
         "noise": BlackboxAPLoss(seed=3),
         "chunks": SupAPLoss(chunk_size=3),
         "CalibrationLoss": CalibrationLoss(),
+        "fewer queries than processes": CalibrationLoss(chunk_size=1),
         "NormSoftmaxLoss": NormSoftmaxLoss(CLASSES, DIMENSION),
         "CSLLoss": CSLLoss(CLASSES, DIMENSION, margins=(0.25, 0.35, 0.45)),
         "SiMix": SiMix(SupAPLoss()),
