@@ -12,9 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+import jsonargparse
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins import TorchCheckpointIO
 
+import dml
 from dml import checkpoints, data_command, export, runs
 from dml.callbacks.diagnostics import LogDiagnostics
 from dml.callbacks.embeddings import WriteEmbeddings
@@ -179,7 +181,10 @@ def _explained(error: Exception, note: str) -> tuple[str, int] | None:
             "another process of the run has ended, and this one cannot go on alone; what that one has said, if it "
             "could, explains why. Once this is put right, go on by the same command and --ckpt_path last"
         ), 1
-    if isinstance(error, (ValueError, OSError)) and _is_ours(error):
+    # Of an optional argument, jsonargparse tells at length what each of the types has against its value.
+    while _is_raised_in(jsonargparse, error) and isinstance(error.__cause__, ValueError):
+        error = error.__cause__
+    if isinstance(error, (ValueError, OSError)) and _is_raised_in(dml, error):
         return str(error), 1 if isinstance(error, NonFiniteError) else 2
     return None
 
@@ -201,10 +206,10 @@ def _silence() -> None:
         logger.addFilter(lambda record: not any(word in str(record.msg) for word in spam))
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether this package raised the error: then its message is meant for the user."""
+def _is_raised_in(package: ModuleType, error: BaseException) -> bool:
+    """Whether a package raised the error: if it is this one, its message is meant for the user."""
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(str(package.__file__)).parent)
 
 
 def _unwritten(error: BaseException | None) -> str | None:

@@ -4,8 +4,8 @@ import contextlib
 import importlib.util
 import os
 import pickle
+import pkgutil
 import re
-import sys
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -14,7 +14,11 @@ from typing import Any
 
 import torch
 import yaml
+from lightning_fabric.plugins import ClusterEnvironment
+from pytorch_lightning import accelerators, callbacks, loggers, plugins, profilers, strategies
 from pytorch_lightning.plugins import TorchCheckpointIO
+from torch import nn, optim
+from torch.utils.data import Sampler
 
 from dml import __version__
 from dml.callbacks.run import CONFIG_KEY, CONFIGURED, VERSION_KEY
@@ -22,7 +26,14 @@ from dml.callbacks.run import CONFIG_KEY, CONFIGURED, VERSION_KEY
 TRUSTED = ("dml", "torch", "torchvision", "torchmetrics", "timm", "pytorch_lightning", "pytorch_metric_learning")
 """Packages whose classes the configuration in a checkpoint may name."""
 
+# What a run is made of. Calling a function, or making an object of any other class, may execute what it is given.
+_PARTS: tuple[type[Any], ...] = (
+    *(nn.Module, optim.Optimizer, optim.lr_scheduler.LRScheduler, Sampler, callbacks.Callback, loggers.Logger),
+    *(plugins.CheckpointIO, ClusterEnvironment, plugins.LayerSync, plugins.Precision),
+    *(profilers.Profiler, accelerators.Accelerator, strategies.Strategy),
+)
 _IMPORTED = ("class_path", "data.dataset", "data.sampler", "model.optimizer", "model.schedule")
+_NO_WEIGHTS = {"pretrained": False, "weights": None}
 _LONGEST_CONFIG = 2**20  # bytes: a file of more, such as weights, is none
 _DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 
@@ -128,15 +139,13 @@ def with_config(words: list[str]) -> tuple[list[str], str]:
     config = yaml.safe_load(checkpoint[CONFIG_KEY])
     if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("model", "data")):
         raise ValueError(f"ckpt_path is {path!r}, whose configuration is not one of dml: it has no 'model' and 'data'")
-    _check_names(path, config, _named(words, path, configs))
     version = version_of(checkpoint)
+    note = "" if version == __version__ else f"; {_made_by(version)}"
+    _check_names(path, config, _named(words, path, configs), note)
     config = _brought_up_to_date({key: value for key, value in config.items() if key in CONFIGURED}, version)
-    return [
-        words[0],
-        "--config",
-        yaml.safe_dump(config),
-        *words[1:],
-    ], "" if version == __version__ else f"; {_made_by(version)}"
+    if words[0] != "fit" or _value_of("--report", words) is None:  # which compares with the model before training
+        config["model"] = _without_weights(path, config["model"])
+    return [words[0], "--config", yaml.safe_dump(config), *words[1:]], note
 
 
 def version_of(checkpoint: dict[str, Any]) -> str:
@@ -192,29 +201,51 @@ def _brought_up_to_date(config: dict[str, Any], version: str) -> dict[str, Any]:
     return {**config, "model": model}
 
 
-def _check_names(path: str, config: dict[str, Any], named: set[str]) -> None:
-    """Refuse the names of code that the user may not know of: importing a module executes it.
+def _without_weights(path: str, model: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a model whose embedder neither downloads nor reads weights: the checkpoint has them."""
+    embedder = model.get("embedder", {})
+    arguments = embedder.get("init_args", embedder) if isinstance(embedder, dict) else None
+    if not isinstance(arguments, dict):
+        raise ValueError(f"ckpt_path is {path!r}, whose model.embedder is {embedder!r}, not a class and its init_args")
+    known = str(embedder.get("class_path", "TimmEmbedder")).endswith("TimmEmbedder")
+    none = {key: value for key, value in _NO_WEIGHTS.items() if known or key in arguments}
+    changed = {"init_args": {**arguments, **none}} if "init_args" in embedder else none
+    return {**model, "embedder": {**embedder, **changed}} if embedder else model
 
-    Raises:
-        ValueError: If there is one.
-    """
+
+def _check_names(path: str, config: dict[str, Any], named: set[str], note: str) -> None:
+    """Refuse, with a ValueError, names of code that the user may not know of: to import or call it executes it."""
     for key, text in _texts(config):
         if not _DOTTED.fullmatch(text) or text in named or not _is_foreign(key, text):
             continue
         key = key.removesuffix(".class_path")
         raise ValueError(
-            f"ckpt_path is {path!r}, whose configuration names {text!r} as {key}: it is of none of "
-            f"{', '.join(TRUSTED)}. If you trust it, name it on the command line (--{key} {text}) or in a -c file"
+            f"ckpt_path is {path!r}, whose configuration names {text!r} as {key}: it is none of the "
+            f"classes for a run in {', '.join(TRUSTED)}. If you trust it, name it on the command line "
+            f"(--{key} {text}) or in a -c file{note}"
         )
 
 
 def _is_foreign(key: str, name: str) -> bool:
-    first, *rest = name.split(".")
-    # Python finds the modules that a trusted one imports as its attributes, such as torch.os.
+    first = name.partition(".")[0]
     if first in TRUSTED:
-        return not sys.stdlib_module_names.isdisjoint(rest)
+        return "__" in name or not _is_part(name)
     # Elsewhere a text may be taken for a class as well, if there is such a module; else it is the name of a file.
     return key.endswith(_IMPORTED) or _can_be_imported(first)
+
+
+def _is_part(name: str) -> bool:
+    """Whether a name is of a class for a run, and that of a trusted package: ``torch.os`` is an attribute as well."""
+    try:
+        found = pkgutil.resolve_name(name)
+    except Exception:  # whatever a module of another package raises when it is imported
+        return False
+    if not isinstance(found, type) or issubclass(found, callbacks.LambdaCallback):
+        return False
+    package = found.__module__.partition(".")[0]
+    if package == "dml":
+        return "__" not in found.__module__  # the command itself, to which words could be given
+    return package in (*TRUSTED, "lightning_fabric") and issubclass(found, _PARTS)
 
 
 def _can_be_imported(module: str) -> bool:

@@ -85,8 +85,9 @@ def save_forever(path, is_ready):
         step += 1
 
 
-@pytest.mark.parametrize("seed", [random.randrange(2**32)])
-def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(seed, tmp_path):
+def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
+    seed = random.SystemRandom().randrange(2**32)  # not fixed by a seed that another test has set
+    print(f"seed {seed}")
     generator = random.Random(seed)
     path = tmp_path / "checkpoints" / "last.ckpt"
     processes = multiprocessing.get_context("fork")
@@ -221,6 +222,93 @@ def test_a_configuration_that_names_other_code_is_refused_before_that_is_importe
     assert "hostile_losses" not in sys.modules
 
 
+@pytest.fixture
+def hub(tmp_path):
+    """A call, in the words of a configuration, that would execute a file."""
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "hubconf.py").write_text(f"import os\n\ndef m(*a, **k):\n    os.mkdir('{tmp_path}/executed')\n")
+    arguments = {"repo_or_dir": str(tmp_path / "hub"), "model": "m", "source": "local", "trust_repo": True}
+    return {"class_path": "torch.hub.load", "init_args": arguments}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.optimizer",
+        "model.schedule",
+        "model.groups.head.schedule",
+        "model.loss.init_args.custom_encoder",
+        "data.sampler",
+        "trainer.profiler.init_args.filename",
+    ],
+)
+def test_a_configuration_that_would_call_a_function_is_refused(key, save, hub, tmp_path, capsys):
+    path = save(checkpoint_of(changed(key, hub)))
+    assert "'torch.hub.load'" in refusal(["test", "--ckpt_path", path], capsys)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.distributed.launcher.api.elastic_launch",
+        "torch.utils.model_zoo.load_url",
+        "torch.package.PackageImporter",
+        "torch.optim.lr_scheduler.partial",
+        "torch._utils_internal._os.system",
+        "torch.nn.Missing",
+        "torch.hub",
+        "timm.create_model",
+        "torchmetrics.functional.accuracy",
+        "pytorch_lightning.callbacks.LambdaCallback",
+        "pytorch_lightning.cli.LightningCLI",
+        "pytorch_lightning.cli.instantiate_module",
+        "pytorch_lightning.cli.yaml.YAMLObject",
+        "pytorch_metric_learning.utils.common_functions.sqlite3.Connection",
+        "dml.__main__.DMLCommand",
+        "dml.checkpoints.yaml.unsafe_load",
+        "dml.checkpoints.read",
+    ],
+)
+def test_what_is_not_a_class_for_a_run_is_refused(name, save, capsys):
+    message = refusal(["test", "--ckpt_path", save(checkpoint_of(changed("model.schedule", name)))], capsys)
+    assert f"names {name!r} as model.schedule" in message
+    checkpoints.with_config(["test", "--ckpt_path", save(checkpoint_of(CONFIG)), f"--model.schedule={name}"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pytorch_lightning.plugins.io.AsyncCheckpointIO",
+        "pytorch_lightning.plugins.environments.SLURMEnvironment",
+        "pytorch_lightning.plugins.precision.HalfPrecision",
+        "pytorch_lightning.strategies.DDPStrategy",
+        "pytorch_lightning.accelerators.CPUAccelerator",
+        "pytorch_lightning.profilers.SimpleProfiler",
+        "pytorch_lightning.loggers.TensorBoardLogger",
+        "pytorch_metric_learning.miners.TripletMarginMiner",
+        "pytorch_metric_learning.samplers.MPerClassSampler",
+        "torch.optim.lr_scheduler.StepLR",
+        "timm.optim.Lion",
+        "torchmetrics.MeanMetric",
+    ],
+)
+def test_a_class_for_a_run_is_accepted(name, save):
+    words, _ = checkpoints.with_config(["test", "--ckpt_path", save(checkpoint_of(changed("trainer.plugins", [name])))])
+    assert yaml.safe_load(words[2])["trainer"]["plugins"] == [name]
+
+
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_what_an_experiment_names_is_accepted(experiment, save):
+    config = yaml.safe_load(experiment.read_text(encoding="utf-8"))
+    path = save(checkpoint_of({"model": {}, "data": {}, **config}))
+    words, _ = checkpoints.with_config(["test", "--ckpt_path", path])
+    assert yaml.safe_load(words[2])["data"] == config.get("data", {})
+
+
 def test_a_configuration_in_a_file_that_came_with_it_is_looked_into(save, hostile, tmp_path, capsys):
     (tmp_path / "loss.txt").write_text("class_path: hostile_losses.Loss")
     path = save(checkpoint_of(changed("model.loss", str(tmp_path / "loss.txt"))))
@@ -248,8 +336,73 @@ def test_a_configuration_of_trusted_classes_is_put_under_the_command_line(save):
     path = save(checkpoint_of(CONFIG | {"config": "other.yaml", "last": {}}))
     words, note = checkpoints.with_config(["test", "--ckpt_path", path, "--data.root=x"])
     assert [words[0], *words[3:]] == ["test", "--ckpt_path", path, "--data.root=x"]
-    assert yaml.safe_load(words[2]) == CONFIG  # and nothing but the parts that a checkpoint keeps
+    accepted = yaml.safe_load(words[2])  # and nothing but the parts that a checkpoint keeps
+    assert accepted == CONFIG | {"model": CONFIG["model"] | {"embedder": accepted["model"]["embedder"]}}
     assert note == ""
+
+
+WEIGHTLESS = {"pretrained": False, "weights": None}
+
+
+@pytest.mark.parametrize("words", [["test"], ["validate"], ["predict"], ["fit"], ["test", "-c=a.yaml"]], ids="".join)
+@pytest.mark.parametrize(
+    ("embedder", "expected"),
+    [
+        (
+            {"class_path": "dml.models.TimmEmbedder", "init_args": {"name": "a", "pretrained": True, "weights": "b"}},
+            {"class_path": "dml.models.TimmEmbedder", "init_args": {"name": "a", **WEIGHTLESS}},
+        ),
+        ({"init_args": {"name": "a"}}, {"init_args": {"name": "a", **WEIGHTLESS}}),
+        ({"name": "a", "weights": "b"}, {"name": "a", **WEIGHTLESS}),
+        (
+            {"class_path": "torch.nn.Linear", "init_args": {"weights": "b", "in_features": 3}},
+            {"class_path": "torch.nn.Linear", "init_args": {"weights": None, "in_features": 3}},
+        ),
+    ],
+    ids=["whole", "without class", "short", "another"],
+)
+def test_the_weights_are_those_of_the_checkpoint_alone(embedder, expected, words, save):
+    accepted, _ = checkpoints.with_config(
+        [*words, "--ckpt_path", save(checkpoint_of(changed("model.embedder", embedder)))]
+    )
+    assert yaml.safe_load(accepted[2])["model"]["embedder"] == expected
+
+
+def test_the_untrained_model_of_a_report_has_its_weights(save):
+    path = save(checkpoint_of(CONFIG))
+    words, _ = checkpoints.with_config(["fit", "--ckpt_path", path, "--report=true"])
+    assert yaml.safe_load(words[2])["model"] == CONFIG["model"]
+
+
+@pytest.mark.parametrize(
+    "embedder", ["{name: a, weights: b}", ["a"], {"class_path": "dml.models.TimmEmbedder", "init_args": "a"}], ids=str
+)
+def test_an_embedder_whose_weights_cannot_be_left_out_is_one_line(embedder, save, capsys):
+    message = refusal(["test", "--ckpt_path", save(checkpoint_of(changed("model.embedder", embedder)))], capsys)
+    assert f"whose model.embedder is {embedder!r}, not a class and its init_args" in message
+
+
+# Errors in the options of an option
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.memory=dml.memory.CrossBatchMemory", "--model.memory.size=0"], "size is 0; it is a number of "),
+        (
+            ["--model.schedule=dml.schedules.MultiStep", "--model.schedule.milestones=[30,70]"],
+            "milestones are [30.0, 7",
+        ),
+    ],
+    ids=["memory", "schedule"],
+)
+def test_a_wrong_value_inside_an_optional_argument_is_one_line(words, message, tmp_path, monkeypatch, capsys):
+    quickstart = Path(__file__).parents[1] / "experiments" / "quickstart.yaml"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "-c", str(quickstart), "--trainer.logger=false", *words])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"dml: error: {message}")
 
 
 # Versions
@@ -260,7 +413,8 @@ def test_a_configuration_of_the_first_version_is_brought_up_to_date(rate, groups
     checkpoint = checkpoint_of(changed("model.loss_learning_rate", rate))
     del checkpoint[VERSION_KEY]
     words, note = checkpoints.with_config(["test", "--ckpt_path", save(checkpoint)])
-    assert yaml.safe_load(words[2])["model"] == CONFIG["model"] | groups
+    embedder = {"embedder": yaml.safe_load(words[2])["model"]["embedder"]}
+    assert yaml.safe_load(words[2])["model"] == CONFIG["model"] | embedder | groups
     assert note == f"; the checkpoint was made by dml 0.1.0, and this is {__version__}"
 
 

@@ -14,24 +14,29 @@ from pytorch_lightning.utilities import rank_zero_info
 
 
 class SaveLast(Callback):
-    """Keep ``checkpoints/last.ckpt`` of the run up to date: every few steps, each epoch, and before the run is stopped.
+    """Keep ``checkpoints/last.ckpt`` of the run up to date.
 
-    ``dml fit --ckpt_path last`` goes on from it. A checkpoint is taken between two steps, never within one. On Ctrl-C,
-    on SIGTERM, and under SLURM on the signal that announces the end of the time (SIGUSR1 unless Lightning's
-    ``SLURMEnvironment`` is set otherwise), the step under way is finished first, or the batch of a validation, which
-    is then repeated as a whole when the run goes on. A second Ctrl-C stops at once. Under SLURM the job is put back
-    into the queue, and goes on by itself.
+    It is saved every few steps, before each validation, at the end of each epoch, and before the run is stopped;
+    ``dml fit --ckpt_path last`` goes on from it. A checkpoint is taken between two steps of the optimizer, never among
+    the batches whose gradients one step accumulates. On Ctrl-C, on SIGTERM, and under SLURM on the signal that
+    announces the end of the time (SIGUSR1 unless Lightning's ``SLURMEnvironment`` is set otherwise), the step under
+    way is finished first, or the batch of a validation, which is then repeated as a whole when the run goes on; from a
+    validation among the batches of one step, it goes on from the checkpoint before. Ctrl-C stops at once if the run
+    is being stopped already. Under SLURM the job is put back into the queue, and goes on by itself.
 
     Args:
-        every_n_steps: Optimizer steps between two checkpoints, 0 for none within an epoch.
+        every_n_steps: Optimizer steps between two checkpoints, 0 for those at validations and ends of epochs only.
     """
 
     def __init__(self, every_n_steps: int = 200) -> None:
         if every_n_steps < 0:
-            raise ValueError(f"every_n_steps is {every_n_steps}; it is a number of steps, or 0 for each epoch only")
+            raise ValueError(
+                f"every_n_steps is {every_n_steps}; it is a number of steps, or 0 for validations and epochs only"
+            )
         self.every_n_steps = every_n_steps
         self._stop_by = 0  # the signal by which the run is to stop; 0 for none
         self._requeue_by: int | None = None
+        self._saved_at = -1  # the step of the latest checkpoint
         self._fitting = self._speaks = self._validation_is_due = False
         self._previous_handlers: dict[int, Any] = {}
 
@@ -41,7 +46,7 @@ class SaveLast(Callback):
         return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop_by = 0
+        self._stop_by, self._saved_at = 0, -1
         self._fitting, self._speaks = True, trainer.is_global_zero
         self._requeue_by = _requeue_signal(trainer)
         signals = [signal.SIGINT, signal.SIGTERM, *([] if self._requeue_by is None else [self._requeue_by])]
@@ -55,18 +60,26 @@ class SaveLast(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         # The end of the epoch has a checkpoint of its own, after validation; from one here, that would be left out.
-        if trainer.is_last_batch:
+        if trainer.is_last_batch or _has_gradients(trainer):
             return
-        if self._is_to_stop(trainer):
-            self._stop(trainer)
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        is_to_stop = self._is_to_stop(trainer)
+        if is_to_stop or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             self._save(trainer, validation_is_due=True)
+        if is_to_stop:
+            self._exit(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop_in_validation(trainer)
+        if not self._fitting:
+            return
+        # Not once it is under way, when callbacks that average weights have put the average in the model's place.
+        if not (trainer.sanity_checking or _has_gradients(trainer) or self._saved_at == trainer.global_step):
+            self._save(trainer, validation_is_due=True)
+        if self._is_to_stop(trainer):
+            self._exit(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self._stop_in_validation(trainer)
+        if self._fitting and self._is_to_stop(trainer):
+            self._exit(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, validation_is_due=False)
@@ -103,7 +116,7 @@ class SaveLast(Callback):
         if not self._fitting:  # Lightning has put this handler back, after its own
             signal.signal(signum, self._previous_handlers[signum])
             signal.raise_signal(signum)
-        elif signum == self._stop_by == signal.SIGINT:
+        elif self._stop_by and signum == signal.SIGINT:
             signal.default_int_handler(signum, frame)
         elif not self._stop_by:
             self._stop_by = signum
@@ -119,18 +132,10 @@ class SaveLast(Callback):
             self._stop_by = int(trainer.strategy.reduce(told, reduce_op="max"))
         return self._stop_by != 0
 
-    def _stop_in_validation(self, trainer: Trainer) -> None:
-        if not self._fitting or not self._is_to_stop(trainer):
-            return
-        if trainer.sanity_checking:  # nothing has changed since the checkpoint that the run was started from
-            self._exit(trainer)
-        self._stop(trainer)
-
-    def _stop(self, trainer: Trainer) -> NoReturn:
-        self._save(trainer, validation_is_due=True)
-        self._exit(trainer)
-
     def _exit(self, trainer: Trainer) -> NoReturn:
+        path = self.path(trainer)
+        if path.is_file() and self._stop_by != self._requeue_by:
+            rank_zero_info(f"Go on from {path} with the same command and --ckpt_path last")
         if self._stop_by == signal.SIGINT:
             raise KeyboardInterrupt
         if self._stop_by == self._requeue_by and trainer.is_global_zero:
@@ -144,10 +149,14 @@ class SaveLast(Callback):
         self._validation_is_due = validation_is_due
         try:
             trainer.save_checkpoint(self.path(trainer))
-            if self._stop_by and self._stop_by != self._requeue_by:
-                rank_zero_info(f"Saved {self.path(trainer)}; go on with the same command and --ckpt_path last")
+            self._saved_at = trainer.global_step
         finally:
             self._validation_is_due = False
+
+
+def _has_gradients(trainer: Trainer) -> bool:
+    """Whether gradients are being accumulated: a checkpoint does not hold them."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def _requeue_signal(trainer: Trainer) -> int | None:

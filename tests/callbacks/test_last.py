@@ -1,5 +1,6 @@
 """Stopping a run by a signal, at any moment, and going on."""
 
+import logging
 import os
 import signal
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
 
 from dml.callbacks import SaveLast
@@ -61,6 +63,37 @@ class SendAt(Callback):
         if not self.sent and trainer.global_step == step:
             self.sent = True
             os.kill(os.getpid(), signum)
+
+
+class Saves(Callback):
+    """The step of each checkpoint."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_save_checkpoint(self, trainer, *_):
+        self.steps.append(trainer.global_step)
+
+
+class Nth(Callback):
+    """Do something the nth time that a hook is called."""
+
+    def __init__(self, hook, count, action):
+        self.left = count
+        setattr(self, hook, lambda *_: self.count(action))
+
+    def count(self, action):
+        self.left -= 1
+        if self.left == 0:
+            action()
+
+
+def die():
+    raise MemoryError
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture
@@ -148,6 +181,75 @@ def test_a_run_that_dies_in_a_validation_within_an_epoch_repeats_it(fit, last):
     assert resumed[0][:2] == (4, "validation")
 
 
+# Three batches an epoch, after the second and the last of which the optimizer steps
+ACCUMULATE = {"accumulate_grad_batches": 2}
+
+
+def test_a_run_is_not_stopped_among_the_batches_of_a_step(fit, last):
+    expected = fit(**ACCUMULATE)
+    last.unlink()
+    with pytest.raises(SystemExit):
+        fit(Nth("on_train_batch_start", 4, terminate), every_n_steps=0, **ACCUMULATE)
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+    resumed = fit(ckpt_path=last, **ACCUMULATE)
+    assert resumed == expected[-len(resumed) :]
+    assert resumed[0][0] == 4
+
+
+def test_a_checkpoint_follows_each_step_not_each_batch(fit, last):
+    options = {"every_n_steps": 1, "limit_val_batches": 0, **ACCUMULATE}
+    saves = Saves()
+    expected = fit(saves, **options)
+    assert saves.steps == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(MemoryError):
+        fit(Nth("on_train_batch_start", 5, die), **options)
+    resumed = fit(ckpt_path=last, **options)
+    assert resumed == expected[-len(resumed) :]
+    assert [event[0] for event in resumed] == [2, 3, 4, 4, 5, 6][-len(resumed) :]
+
+
+def test_a_validation_among_the_batches_of_a_step_has_no_checkpoint(fit, last):
+    """Every batch is followed by a validation; of the second epoch, that after the first batch is interrupted."""
+    options = {"val_check_interval": 1, "every_n_steps": 0, **ACCUMULATE}
+    saves = Saves()
+    expected = fit(saves, **options)
+    assert saves.steps == [1, 2, 2, 3, 4, 4, 5, 6, 6]  # before two of three validations, and at the end of the epoch
+    with pytest.raises(SystemExit):
+        fit(Nth("on_validation_start", 4, terminate), **options)
+    resumed = fit(ckpt_path=last, **options)
+    assert resumed == expected[-len(resumed) :]
+    assert len(resumed) == 12
+
+
+@pytest.mark.parametrize("hook", ["on_validation_start", "on_validation_batch_start", "on_validation_end"])
+def test_the_average_of_the_weights_does_not_become_the_model(hook, fit, last):
+    def average():
+        return EMAWeightAveraging(decay=0.5)
+
+    expected = fit(average())
+    weights = torch.load(last, weights_only=True)["state_dict"]
+    with pytest.raises(SystemExit):
+        fit(average(), SendAt(hook, 3, signal.SIGTERM), every_n_steps=0)
+    resumed = fit(average(), ckpt_path=last)
+    assert resumed == expected[-len(resumed) :]
+    assert resumed[0][0] in (3, 4)
+    for name, of_resumed in torch.load(last, weights_only=True)["state_dict"].items():
+        assert torch.equal(of_resumed, weights[name]), name
+
+
+def test_a_stop_says_how_to_go_on_only_if_there_is_a_checkpoint(fit, last, caplog):
+    for logger in ("lightning.pytorch", "pytorch_lightning"):
+        logging.getLogger(logger).propagate = True
+    caplog.set_level("INFO")
+    with pytest.raises(SystemExit):
+        fit(Nth("on_validation_start", 1, terminate), val_check_interval=1, every_n_steps=0, **ACCUMULATE)
+    assert not last.exists()
+    assert "--ckpt_path" not in caplog.text
+    with pytest.raises(SystemExit):
+        fit(Nth("on_validation_batch_start", 1, terminate), every_n_steps=0)
+    assert f"Go on from {last} with the same command and --ckpt_path last" in caplog.text
+
+
 def test_under_slurm_the_job_is_put_back_into_the_queue(slurm, fit, last):
     expected = fit(plugins=[SLURMEnvironment()])
     send = SendAt("on_before_zero_grad", 4, signal.SIGUSR1)
@@ -197,14 +299,16 @@ def test_after_the_fit_a_signal_does_what_it_did_before(signum, slurm, fit):
     assert received == [signum, signum]
 
 
-def test_a_second_ctrl_c_stops_at_once(fit, last):
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda signum: signum.name)
+def test_ctrl_c_while_the_run_is_being_stopped_stops_at_once(first, slurm, fit, last):
     class Impatient(Callback):
         def on_before_zero_grad(self, *_):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), first)
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(SystemExit):
-        fit(Impatient(), every_n_steps=0)
+    with pytest.raises(SystemExit) as stopped:
+        fit(Impatient(), every_n_steps=0, plugins=[SLURMEnvironment()])
+    assert stopped.value.code == 1
     assert not last.exists()
 
 
