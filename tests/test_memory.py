@@ -4,18 +4,16 @@ import functools
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning import miners
 from torch.nn.functional import normalize
 
-from dml.data import RetrievalDataModule
-from dml.data.datasets import Glyphs
 from dml.losses import CalibrationLoss, PairLoss, SupAPLoss, WeightedSum
 from dml.memory import CrossBatchMemory
 from dml.models import TimmEmbedder
 from dml.module import RetrievalModule
 from tests.losses.batches import assert_same, batch
+from tests.test_module import data, trainer
 
 
 def images(first, count):
@@ -138,26 +136,6 @@ def test_pairs_are_those_of_the_memory_of_pytorch_metric_learning(loss, miner):
     assert torch.autograd.grad(actual, second)[0].abs().sum() > 0
 
 
-def data(root):
-    return RetrievalDataModule(
-        Glyphs, str(root), 4, 2, image_size=32, channels=1, num_workers=0, train_transforms=[], eval_transforms=[]
-    )
-
-
-def trainer(tmp_path, epochs):
-    return Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        default_root_dir=tmp_path,
-        use_distributed_sampler=False,
-    )
-
-
 class Recorded(SupAPLoss):
     """Remembers the sizes of the galleries that it is given."""
 
@@ -172,7 +150,7 @@ def test_a_run_ranks_what_it_remembers(glyphs_root, tmp_path):
     module = RetrievalModule(
         embedder, loss, functools.partial(torch.optim.SGD, lr=0.1), memory=CrossBatchMemory(30, start_after=2)
     )
-    trainer(tmp_path, 1).fit(module, datamodule=data(glyphs_root))
+    trainer(tmp_path).fit(module, datamodule=data(glyphs_root))
     # The memory of 30 is used from the third batch of 8, and has room for three and three quarters of them.
     assert loss.sizes[:2] == [0, 0]
     assert len(loss.sizes) > 4

@@ -9,7 +9,6 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
-from torchmetrics.utilities import dim_zero_cat
 
 from dml.callbacks.metrics import LogRetrievalMetrics
 from dml.data import ClassBalancedSampler, RetrievalDataModule
@@ -251,18 +250,15 @@ def _num_in_linear_range(step: Step, scores: Tensor, relevant: Tensor, irrelevan
 
 def _mean_over_batches(metrics: RetrievalMetrics, classes_per_batch: int, samples_per_class: int) -> float | None:
     """Mean AP of class-balanced batches of the images of a metric; None if not each is both query and item."""
-    embeddings, is_query, is_gallery = map(dim_zero_cat, (metrics.embeddings, metrics.is_query, metrics.is_gallery))
+    _, embeddings, classes, is_query, is_gallery = metrics.images()
     if not (is_query & is_gallery).all():
         return None
-    index, order = dim_zero_cat(metrics.index).sort(stable=True)
-    order = order[index.diff(prepend=index[:1] - 1) > 0]  # drop repeated indices
-    classes = dim_zero_cat(metrics.labels)[order, metrics.level]
     classes_per_batch = min(classes_per_batch, len(torch.unique(classes)))
     sampler = ClassBalancedSampler(classes.cpu(), classes_per_batch, samples_per_class)  # draws the same each time
     means = _Means()
-    for drawn in torch.split(torch.tensor(list(sampler), device=order.device), sampler.batch_size):
+    for drawn in torch.split(torch.tensor(list(sampler), device=classes.device), sampler.batch_size):
         rows = torch.unique(drawn)  # an image that fills up its class must not find itself
-        compared = _compared(embeddings[order[rows]], classes[rows], torch.arange(len(rows), device=rows.device))
+        compared = _compared(embeddings[rows], classes[rows], torch.arange(len(rows), device=rows.device))
         total, count = _sum_of_average_precision(*compared)
         means.add("AP", total / count.clamp(min=1), count > 0)
     return means.read().get("AP")

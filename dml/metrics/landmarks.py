@@ -73,7 +73,7 @@ class _JudgedMetrics(RetrievalMetrics):
     def _judged(self) -> Iterator[tuple[int, npt.NDArray[np.object_], Tensor]]:
         if self._judgements is None:
             raise ValueError(f"{type(self).__name__} was told of no dataset; call begin(dataset) before compute()")
-        index, embeddings, _, is_query, is_gallery = self._images()
+        index, embeddings, _, is_query, is_gallery = self.images()
         items, item_index = embeddings[is_gallery], index[is_gallery]
         place = pd.Index(item_index.cpu().numpy()).get_indexer(pd.Index(self._judgements["item"]))
         judgements = self._judgements.assign(item=place)[place >= 0]

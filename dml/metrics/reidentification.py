@@ -61,7 +61,7 @@ class ReidentificationMetrics(RetrievalMetrics):
 
     def per_query(self) -> tuple[Tensor, dict[str, Tensor]]:
         """``index`` of each query of each draw, draw by draw, and its values, all ``[Q]``."""
-        index, embeddings, labels, is_query, is_gallery = self._images()
+        index, embeddings, labels, is_query, is_gallery = self.images()
         identity = torch.unique(labels, return_inverse=True)[1]
         generator = torch.Generator().manual_seed(self.seed)  # of the CPU: the same draws on any device
         queries, ranks = [index[:0]], [index[:0]]

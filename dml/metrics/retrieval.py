@@ -144,7 +144,7 @@ class RetrievalMetrics(Metric):
             **recalls,
         }
 
-    def _images(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def images(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """``index, embeddings, labels, is_query, is_gallery`` of every image once, in order of ``index``."""
         index, order = dim_zero_cat(self.index).sort()
         order = order[index.diff(prepend=index[:1] - 1) > 0]  # drop repeated indices
@@ -153,7 +153,7 @@ class RetrievalMetrics(Metric):
         return index, embeddings, labels[:, self.level], is_query, is_gallery
 
     def _ranked_blocks(self) -> Iterator[tuple[Tensor, Ranks]]:
-        index, embeddings, labels, is_query, is_gallery = self._images()
+        index, embeddings, labels, is_query, is_gallery = self.images()
         gallery = is_gallery.nonzero().squeeze(1)
         items, item_labels, item_index = embeddings[gallery], labels[gallery], index[gallery]
         for block in torch.split(is_query.nonzero().squeeze(1), self.block_size):

@@ -103,7 +103,7 @@ class TemplateMetrics(RetrievalMetrics):
         """The templates, and their features ``[T, D]``."""
         if self._templates is None:
             raise ValueError("TemplateMetrics was told of no dataset; call begin(dataset) before compute()")
-        index, embeddings, *_ = self._images()
+        index, embeddings, *_ = self.images()
         templates = _Templates(*(column.to(index.device) for column in self._templates))
         template, medium, weight = templates.template[index], templates.medium[index], templates.weight[index]
         # A mean over a medium, added up over media: each image adds its share of the mean.

@@ -1,5 +1,6 @@
 """LearnWhitening: learned from the training images as evaluation sees them, with the best weights."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -148,9 +149,11 @@ def test_nothing_is_done_without_a_dimension_or_in_a_trial(whitening_dim, option
 
 
 def test_an_embedder_of_another_kind_is_left_alone(module):
+    before = copy.deepcopy(module.state_dict())
     no_trainer_is_asked = None
     LearnWhitening().on_fit_start(no_trainer_is_asked, module)
-    LearnWhitening().on_train_end(no_trainer_is_asked, module)
+    LearnWhitening().on_fit_end(no_trainer_is_asked, module)
+    assert module.state_dict() == before
 
 
 def test_too_few_images_are_told_before_training(glyphs_root, make_trainer):
