@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from dml.ranking.once import once_differentiable
+from dml.ranking.precision import matmul_precision
 
 # Unless told otherwise, a chunk has as many queries as make so many scores (8 MiB of float32), but enough of them to
 # keep the matrix products efficient.
@@ -138,7 +139,7 @@ def _own(chunks: list[slice]) -> list[slice]:
 
 
 def _scores(queries: Tensor, gallery: Sequence[Tensor]) -> Tensor:
-    with _full_precision():
+    with matmul_precision("highest"):
         parts = [queries @ part.T for part in gallery]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
@@ -152,38 +153,9 @@ def _add_products(
 ) -> None:
     """Add what the gradient of the scores ``[q, N]`` is for queries and gallery."""
     columns = torch.split(grad_scores, [len(part) for part in gallery], dim=1)
-    with _full_precision():
+    with matmul_precision("highest"):
         for grads, part, grad_part in zip(columns, gallery, grad_gallery, strict=True):
             if grad_queries is not None:
                 grad_queries.addmm_(grads, part)
             if grad_part is not None:
                 grad_part.addmm_(grads.mT, queries)
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Products in full float32: TF32 and bfloat16 round a score by 1e-3, a tenth of the usual temperature."""
-    try:
-        precision = torch.get_float32_matmul_precision()
-    except RuntimeError:  # settings of each backend are in use, which do not mix with this one
-        with _full_precision_of_backends():
-            yield
-        return
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-@contextmanager
-def _full_precision_of_backends() -> Iterator[None]:
-    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision

@@ -43,19 +43,45 @@ def tie_aware_average_precision(ranks: Ranks, *, simplified: bool = False) -> Te
     return per_bin.sum(dim=1) / relevant.sum(dim=1).clamp(min=1e-12)
 
 
-def ndcg(ranks: Ranks) -> Tensor:
-    """Normalised discounted cumulative gain ``[Q]``, with relevance as the gain.
+def average_precision_at_k(ranks: Ranks, k: int) -> Tensor:
+    """mAP@k ``[Q]``: precision summed over the relevant items among the first ``k``, over ``min(R, k)``.
+
+    With ``k`` 100, the measure of Google Landmarks v2: Weyand et al., CVPR 2020, https://arxiv.org/abs/2004.01804. For
+    exact ranks and binary relevance.
+    """
+    retrieved = (ranks.rank <= k).to(ranks.rank.dtype)
+    precision = ranks.sum_per_query(ranks.weight * retrieved * ranks.hrank / ranks.rank)
+    return precision / _num_relevant(ranks).clamp(min=1, max=k)
+
+
+def ndcg(ranks: Ranks, k: int | None = None) -> Tensor:
+    """Normalised discounted cumulative gain ``[Q]``, with relevance as the gain, of the first ``k`` or of all.
 
     Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002. The ideal ranking is that of
     the whole gallery.
     """
+    gain = ranks.weight * ranks.relevance / (1 + ranks.rank).log2()
+    if k is not None:
+        gain = gain * (ranks.rank <= k)
     best_first = ranks.relevance.argsort(descending=True, stable=True)
     best_first = best_first[ranks.query[best_first].argsort(stable=True)]  # by query, then by relevance
-    num_relevant = ranks.sum_per_query(torch.ones_like(ranks.rank)).long()
-    first_pair = num_relevant.cumsum(0) - num_relevant
-    position = torch.arange(len(ranks.query), device=ranks.query.device) - first_pair[ranks.query]
-    ideal = ranks.sum_per_query(ranks.relevance[best_first] / (position + 2).to(ranks.rank.dtype).log2())
-    return ranks.sum_per_query(ranks.relevance / (1 + ranks.rank).log2()) / ideal.clamp(min=1e-12)
+    # Each item takes as many places as its weight says; the discounts of all places up to there are one sum.
+    filled = ranks.weight[best_first].double().cumsum(0)
+    before = filled - ranks.weight[best_first]
+    start = (_num_relevant(ranks).double().cumsum(0) - _num_relevant(ranks))[ranks.query[best_first]]
+    discounts = _discounts_up_to(filled - start, k) - _discounts_up_to(before - start, k)
+    ideal = ranks.sum_per_query(ranks.relevance[best_first] * discounts.to(ranks.rank.dtype))
+    return ranks.sum_per_query(gain) / ideal.clamp(min=1e-12)
+
+
+def _discounts_up_to(places: Tensor, k: int | None) -> Tensor:
+    """Sum of the discounts ``1 / log2(1 + place)`` of the first so many places ``[M]``, linear between whole ones."""
+    places = places.clamp(min=0) if k is None else places.clamp(min=0, max=k)
+    whole = places.floor().long()
+    most = int(whole.max()) + 1 if len(whole) else 1
+    discount = 1 / torch.arange(2, most + 2, dtype=torch.float64, device=places.device).log2()
+    total = torch.nn.functional.pad(discount.cumsum(0), (1, 0))
+    return total[whole] + (places - whole) * discount[whole.clamp(max=most - 1)]
 
 
 @dataclass(frozen=True)
@@ -100,17 +126,40 @@ def recall_at_k(ranks: Ranks, k: int) -> Tensor:
     """Recall@k as metric learning means it: 1 if any relevant item is among the first ``k``, else 0 ``[Q]``.
 
     For exact ranks and binary relevance. Relevant items with one score do not push each other out of the first ``k``:
-    what counts is how many irrelevant ones are above.
+    what counts is how many irrelevant ones are above. What other fields call recall is :func:`found_at_k`.
     """
+    if ranks.first is not None:
+        return ranks.sum_per_query(ranks.first * (ranks.rank <= k))
     hit = (ranks.rank - ranks.hrank < k).to(ranks.rank.dtype)
     return ranks.sum_per_query(hit).clamp(max=1)
 
 
+def reciprocal_rank(ranks: Ranks) -> Tensor:
+    """One over the rank of the first relevant item ``[Q]``; its mean is MRR. For exact ranks and binary relevance."""
+    if ranks.first is not None:
+        return ranks.sum_per_query(ranks.first / ranks.rank)
+    above = (ranks.rank - ranks.hrank).new_full((ranks.num_queries,), torch.inf)
+    return 1 / (1 + above.scatter_reduce(0, ranks.query, ranks.rank - ranks.hrank, "amin"))
+
+
+def precision_at_k(ranks: Ranks, k: int) -> Tensor:
+    """Share of the first ``k`` that is relevant ``[Q]``, for exact ranks and binary relevance."""
+    return _found(ranks, ranks.rank.new_full((ranks.num_queries,), k)) / k
+
+
+def found_at_k(ranks: Ranks, k: int) -> Tensor:
+    """Share of the relevant items among the first ``k``, as far as k has room for them ``[Q]``.
+
+    The relevant items found over ``min(R, k)``: recall as information retrieval means it, which a perfect ranking makes
+    1. Metric learning calls something else Recall@k: :func:`recall_at_k`. For exact ranks and binary relevance.
+    """
+    return _found(ranks, ranks.rank.new_full((ranks.num_queries,), k)) / _num_relevant(ranks).clamp(min=1, max=k)
+
+
 def r_precision(ranks: Ranks) -> Tensor:
     """Share of the ``R`` relevant items among the first ``R`` ``[Q]``, for exact ranks and binary relevance."""
-    num_relevant = ranks.sum_per_query(torch.ones_like(ranks.rank))
-    retrieved = (ranks.rank <= num_relevant[ranks.query]).to(ranks.rank.dtype)
-    return ranks.sum_per_query(retrieved) / num_relevant.clamp(min=1)
+    num_relevant = _num_relevant(ranks)
+    return _found(ranks, num_relevant) / num_relevant.clamp(min=1)
 
 
 def mean_average_precision_at_r(ranks: Ranks) -> Tensor:
@@ -119,6 +168,51 @@ def mean_average_precision_at_r(ranks: Ranks) -> Tensor:
     Musgrave et al., "A Metric Learning Reality Check", ECCV 2020, https://arxiv.org/abs/2003.08505. For exact ranks and
     binary relevance.
     """
-    num_relevant = ranks.sum_per_query(torch.ones_like(ranks.rank))
+    num_relevant = _num_relevant(ranks)
     retrieved = (ranks.rank <= num_relevant[ranks.query]).to(ranks.rank.dtype)
-    return ranks.sum_per_query(retrieved * ranks.hrank / ranks.rank) / num_relevant.clamp(min=1)
+    precision = ranks.sum_per_query(ranks.weight * retrieved * ranks.hrank / ranks.rank)
+    return precision / num_relevant.clamp(min=1)
+
+
+def average_set_intersection(ranks: Ranks) -> Tensor:
+    r"""ASI: how well the levels of the first items agree with those of the best ranking, at every depth ``[Q]``.
+
+    .. math:: \frac{1}{R} \sum_{k=1}^{R} \frac{1}{k} \sum_{l=1}^{L} \min(n_l(k), n^*_l(k))
+
+    with :math:`n_l(k)` items of level :math:`l` among the first :math:`k`, and :math:`n^*_l(k)` of the best ranking.
+    Sun et al., "Dynamic Metric Learning: Towards a Scalable Metric Space to Accommodate Multiple Semantic Scales", CVPR
+    2021, https://arxiv.org/abs/2103.11781; as in the code of SupRank.
+
+    Args:
+        ranks: Exact ranks; the relevance is the level, 1 to ``L``. Expected ranks give the ASI of the expected counts.
+    """
+    num_relevant = _num_relevant(ranks).round()
+    depth = torch.arange(1, int(num_relevant.max()) + 1 if len(num_relevant) else 1, device=ranks.rank.device)
+    shared = ranks.rank.new_zeros(ranks.num_queries, len(depth))
+    within = ranks.rank <= len(depth)
+    query, place, weight, level_of = (
+        values[within] for values in (ranks.query, ranks.rank.long() - 1, ranks.weight, ranks.relevance)
+    )
+    better = ranks.rank.new_zeros(ranks.num_queries, 1)
+    for level in torch.unique(ranks.relevance).flip(0):
+        found = torch.zeros_like(shared).index_put_((query, place), weight * (level_of == level), accumulate=True)
+        of_level = ranks.sum_per_query(ranks.weight * (ranks.relevance == level))[:, None]
+        best = torch.minimum((depth - better).clamp(min=0), of_level)
+        shared += torch.minimum(found.cumsum_(dim=1), best)
+        better = better + of_level
+    deep = depth <= num_relevant[:, None]
+    return (shared / depth * deep).sum(dim=1) / num_relevant.clamp(min=1)
+
+
+def _num_relevant(ranks: Ranks) -> Tensor:
+    return ranks.sum_per_query(ranks.weight)
+
+
+def _found(ranks: Ranks, k: Tensor) -> Tensor:
+    """How many relevant items are among the first ``k [Q]``: at least, if the order of ties is not known."""
+    within = k[ranks.query]
+    if ranks.first is not None:
+        return ranks.sum_per_query(ranks.weight * (ranks.rank <= within))
+    # Behind the irrelevant items that are not below it, there is room for so many of the relevant ones.
+    found = torch.minimum(ranks.hrank, within - (ranks.rank - ranks.hrank))
+    return torch.zeros_like(k).scatter_reduce(0, ranks.query, found, "amax")

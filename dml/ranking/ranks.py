@@ -32,6 +32,7 @@ class Ranks(NamedTuple):
     hrank: Tensor  # [M] relevance-weighted rank; with binary relevance, the rank among relevant items
     weight: Tensor  # [M] 1, except for binned rankers, where it is the soft count of the bin
     num_queries: int
+    first: Tensor | None = None  # [M] probability of being the first relevant item; None where the ranks tell
 
     def sum_per_query(self, values: Tensor) -> Tensor:
         """Sum ``values`` of shape ``[M]`` over the pairs of each query, to shape ``[Q]``."""

@@ -157,9 +157,9 @@ def test_collapsed_embeddings_score_chance(num_relevant, num_items):
     relevance = [1] * num_relevant + [0] * (num_items - num_relevant)
     ranks = ranks_of([0.5] * num_items, relevance)  # everything ties: rank = N, hrank = R
     assert_values(average_precision(ranks), num_relevant / num_items)
-    assert_values(r_precision(ranks), 0)
-    assert_values(mean_average_precision_at_r(ranks), 0)
     num_irrelevant = num_items - num_relevant
+    assert_values(r_precision(ranks), max(0, num_relevant - num_irrelevant) / num_relevant)  # irrelevant ones first
+    assert_values(mean_average_precision_at_r(ranks), 0)
     assert_values(recall_at_k(ranks, num_irrelevant), 0)
     assert_values(recall_at_k(ranks, num_irrelevant + 1), 1)
 
@@ -206,14 +206,13 @@ def test_measures_at_a_cut_match_counting(ranking):
         for k in range(1, 11):
             assert recall_at_k(ranks, k)[query] == listed[:k].any()
 
-        found, precisions = 0, []
+        precisions = []
         for score in scores[relevant]:
             rank = (scores >= score).sum()  # a tie with anything, relevant or not, costs the rank ...
             if rank <= relevant.sum():
-                found += 1
                 precisions.append((relevant & (scores >= score)).sum() / rank)  # ... and precision counts who ties
         num_relevant = max(relevant.sum(), 1)
-        assert r_precision(ranks)[query].item() == pytest.approx(found / num_relevant, abs=1e-12)
+        assert r_precision(ranks)[query].item() == pytest.approx(listed[:num_relevant].sum() / num_relevant, abs=1e-12)
         assert mean_average_precision_at_r(ranks)[query].item() == pytest.approx(
             sum(precisions) / num_relevant, abs=1e-12
         )
