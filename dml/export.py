@@ -120,10 +120,11 @@ def _embedder(ckpt_path: str) -> TimmEmbedder:
     name = f"{TimmEmbedder.__module__}.{TimmEmbedder.__qualname__}"
     if arguments.get("class_path", name) not in (name, "dml.models.TimmEmbedder"):
         raise ValueError(f"ckpt_path is {ckpt_path!r}, whose embedder is {arguments['class_path']}; not a TimmEmbedder")
-    # As built for this: the weights come from the checkpoint, and what is exported is neither compiled nor in chunks.
+    # As built for this: the weights come from the checkpoint, and what is exported is not compiled, in chunks or views.
     plain = {"pretrained": False, "weights": None, "chunk_size": None, "compile": False}
+    one_view = {"scales": (1.0,), "flip": False}
     try:
-        embedder = TimmEmbedder(**{**arguments.get("init_args", arguments), **plain})
+        embedder = TimmEmbedder(**{**arguments.get("init_args", arguments), **plain, **one_view})
     except TypeError as error:
         raise ValueError(f"ckpt_path is {ckpt_path!r}, whose embedder is not of this version: {error}") from error
     weights = checkpoint["state_dict"]

@@ -1,7 +1,7 @@
 """From images to unit-norm embeddings, with any backbone of timm."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dml.models.batch_norm import Recomputation, batch_norms
+from dml.models.multi_scale import MultiScale, View
 from dml.models.pooling import PooledBackbone, PoolingName
 from dml.models.whitening import Whitening
 
@@ -45,6 +46,13 @@ class TimmEmbedder(nn.Module):
         whitening_dim: Dimension of whitened embeddings, which evaluation gives once whitening is learned, at the end
             of training. By default there is none.
         whitening_power: Of the eigenvalues in it; see :class:`~dml.models.Whitening`.
+        scales: Evaluation embeds an image at each of these scales, and combines them before it whitens, as Radenovic
+            et al. and Revaud et al. do; see :class:`~dml.models.multi_scale.MultiScale`. Training sees the image only.
+            Transformers, where timm can, are built to take any size.
+        flip: Evaluation embeds each scale mirrored as well.
+        view_power: Of the generalised mean over scales and mirror images. By default it is that of the pooling if that
+            is ``gem`` and no layer follows it, so that nothing is negative, as Radenovic et al. have it; else 1. Revaud
+            et al. take 3 always, of the absolute values.
 
     Attributes:
         last_norms: ``[B]``, of the embeddings of the last batch in training, before they were normalised; or None.
@@ -73,10 +81,14 @@ class TimmEmbedder(nn.Module):
         compile: bool = False,
         whitening_dim: int | None = None,
         whitening_power: float = 0.5,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        view_power: float | None = None,
     ) -> None:
         super().__init__()
         _check(channels, embedding_dim, dropout, chunk_size)
-        backbone: Any = _backbone(name, pretrained, weights, channels, drop_path_rate)
+        any_size = any(scale != 1 for scale in scales)
+        backbone: Any = _backbone(name, pretrained, weights, channels, drop_path_rate, any_size)
         config: dict[str, Any] = resolve_model_data_config(backbone)  # type: ignore[no-untyped-call]
         self.image_size: int = config["input_size"][-1] if image_size is None else image_size
         if image_size is not None and hasattr(backbone, "set_input_size"):
@@ -98,6 +110,8 @@ class TimmEmbedder(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", _per_channel(config["mean"], channels), persistent=False)
         self.register_buffer("std", _per_channel(config["std"], channels), persistent=False)
+        last = self.pool.over_positions if self.pool is not None and head == "none" and layer_norm is None else None
+        self.multi_scale = MultiScale(backbone, name, scales, flip, view_power, last)
         self._warned_of_chunks = False
         if freeze_batch_norm == "affine":
             for layer in batch_norms(backbone):
@@ -114,17 +128,28 @@ class TimmEmbedder(nn.Module):
 
         Returns:
             ``[B, D]`` of unit norm, of at least float32; ``[B, K]`` in evaluation, once whitening is learned.
+
+        Raises:
+            ValueError: If a program is being exported and there are several views.
         """
-        # bfloat16 cannot hold a unit norm to better than 0.4 %.
-        unscaled = self._in_chunks(images)
-        unscaled = unscaled if unscaled.dtype == torch.float64 else unscaled.float()
-        embeddings = nn.functional.normalize(unscaled, dim=1)
         if self.training:
+            unscaled = _at_least_float32(self._in_chunks(images))
             self.last_norms = unscaled.detach().norm(dim=1)
-        elif self.whitening is not None and self.whitening.learned:
+            return nn.functional.normalize(unscaled, dim=1)
+        embeddings = self.multi_scale(images, lambda view: _at_least_float32(self._in_chunks(images, view)))
+        if self.whitening is not None and self.whitening.learned:
             whitened: Tensor = self.whitening(embeddings)
             return whitened
         return embeddings
+
+    @property
+    def view_seconds(self) -> dict[str, float]:
+        """Seconds that evaluation has spent on each view, by its name; :meth:`reset_view_seconds` starts over."""
+        return self.multi_scale.clock.seconds()
+
+    def reset_view_seconds(self) -> None:
+        """Forget what views have cost so far."""
+        self.multi_scale.clock.reset()
 
     def train(self, mode: bool = True) -> "TimmEmbedder":
         """Set training or evaluation mode; frozen batch norms stay in evaluation."""
@@ -134,22 +159,23 @@ class TimmEmbedder(nn.Module):
                 layer.eval()
         return self
 
-    def _embed(self, images: Tensor) -> Tensor:
+    def _embed(self, images: Tensor, view: View | None = None) -> Tensor:
         """``[B, D]``, not normalised."""
         # Of each chunk by itself: the images of a whole batch as floats are four times their bytes.
-        normalised = (images.float() / 255 - self.mean) / self.std
+        pixels = images.float() if view is None else self.multi_scale.apply(images.float(), view)
+        normalised = (pixels / 255 - self.mean) / self.std
         normalised = normalised.to(self.mean.dtype).contiguous(memory_format=self.memory_format)
         features = self.backbone(normalised) if self.pool is None else self.pool(self.backbone, normalised)
         embeddings: Tensor = self.head(self.dropout(self.layer_norm(features)))
         return embeddings
 
-    def _in_chunks(self, images: Tensor) -> Tensor:
+    def _in_chunks(self, images: Tensor, view: View | None = None) -> Tensor:
         if self.chunk_size is None or len(images) <= self.chunk_size:
-            return self._embed(images)
+            return self._embed(images, view)
         chunks = torch.split(images, self.chunk_size)
         self._warn_of_chunks(len(images))
         if not (self.training and torch.is_grad_enabled()):
-            return torch.cat([self._embed(chunk) for chunk in chunks])
+            return torch.cat([self._embed(chunk, view) for chunk in chunks])
         # It draws the same dropout the second time, and keeps autocast and DDP as they are.
         return torch.cat(
             [checkpoint(self._embed, chunk, use_reentrant=False, context_fn=self._contexts) for chunk in chunks]
@@ -190,7 +216,14 @@ def _check(channels: int, embedding_dim: int, dropout: float, chunk_size: int | 
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1, or left out for whole batches")
 
 
-def _backbone(name: str, pretrained: bool, weights: str | None, channels: int, drop_path_rate: float) -> nn.Module:
+def _at_least_float32(embeddings: Tensor) -> Tensor:
+    # bfloat16 cannot hold a unit norm to better than 0.4 %.
+    return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+
+
+def _backbone(
+    name: str, pretrained: bool, weights: str | None, channels: int, drop_path_rate: float, any_size: bool
+) -> nn.Module:
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0].rstrip('0123456789')}*")[:5]
         raise ValueError(f"timm has no model {name!r}; similar ones: {near or 'none, see timm.list_models()'}")
@@ -203,7 +236,7 @@ def _backbone(name: str, pretrained: bool, weights: str | None, channels: int, d
         num_classes=0,
     )
     try:
-        return _with_drop_path(create, name, drop_path_rate)
+        return (_of_any_size if any_size else _with_drop_path)(create, name, drop_path_rate)
     except (OSError, RuntimeError) as error:
         if not pretrained and weights is None:
             raise
@@ -212,6 +245,16 @@ def _backbone(name: str, pretrained: bool, weights: str | None, channels: int, d
             f"the weights of {name!r} could not be had from {weights or 'the hub'} ({reason}); set pretrained=false to "
             "start from scratch, or weights to a local file"
         ) from error
+
+
+def _of_any_size(create: Callable[..., nn.Module], name: str, drop_path_rate: float) -> nn.Module:
+    """A transformer that fits its position embeddings to the image, if it is one."""
+    try:
+        return _with_drop_path(functools.partial(create, dynamic_img_size=True), name, drop_path_rate)
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
+        return _with_drop_path(create, name, drop_path_rate)
 
 
 def _with_drop_path(create: Callable[..., nn.Module], name: str, drop_path_rate: float) -> nn.Module:
