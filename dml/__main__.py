@@ -17,18 +17,27 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.plugins import TorchCheckpointIO
 
 import dml
-from dml import checkpoints, data_command, export, runs
+from dml import checkpoints, data_command, export, runs, search_command
 from dml.callbacks.diagnostics import LogDiagnostics
 from dml.callbacks.embeddings import WriteEmbeddings
 from dml.callbacks.last import SaveLast
+from dml.callbacks.metrics import LogRetrievalMetrics
+from dml.callbacks.per_query import LogIntervals, WritePerQuery
 from dml.callbacks.run import DescribeRun, LogConfig
 from dml.callbacks.table import MetricsTable
 from dml.callbacks.whitening import LearnWhitening
 from dml.data import RetrievalDataModule
+from dml.metrics import Search
 from dml.module import NonFiniteError, RetrievalModule
 from dml.report import print_report
 
-_PLAIN = {"data": data_command.run, "export": export.run}
+_PLAIN = {
+    "data": data_command.run,
+    "export": export.run,
+    "index": search_command.run_index,
+    "search": search_command.run_search,
+    "browse": search_command.run_browse,
+}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Of a collective whose other end is gone, by gloo and NCCL, which have no error of their own for it.
 _LOST = re.compile(r"(closed|reset) by peer|Broken pipe|Socket closed|ncclRemoteError")
@@ -61,7 +70,8 @@ class DMLCommand(LightningCLI):
                 **whole_names,
                 **dict.fromkeys(self.subcommands(), whole_names),
                 "epilog": "Data sets: dml data describe, verify, prepare or pack; see dml data --help. "
-                "The model as one file: dml export; see dml export --help.",
+                "The model as one file: dml export; see dml export --help. "
+                "Neighbours of any image: dml index, then dml search or dml browse; see dml index --help.",
             },
             auto_configure_optimizers=False,
             save_config_callback=LogConfig,
@@ -70,7 +80,14 @@ class DMLCommand(LightningCLI):
             # Lightning would wrap the sampler under DDP, and break up the classes of a batch; ours shards itself.
             trainer_defaults={
                 "use_distributed_sampler": False,
-                "callbacks": [MetricsTable(), DescribeRun(), LogDiagnostics(), LearnWhitening()],
+                "callbacks": [
+                    MetricsTable(),
+                    DescribeRun(),
+                    LogDiagnostics(),
+                    LearnWhitening(),
+                    LogIntervals(),
+                    WritePerQuery(),
+                ],
             },
         )
 
@@ -80,6 +97,7 @@ class DMLCommand(LightningCLI):
         parser.add_argument(
             "--report", type=bool, default=False, help="After fit, compare the untrained and the best model."
         )
+        parser.add_class_arguments(Search, "search")
         # One value each: what the backbone takes is what the loaders deliver, and one seed is the seed of everything.
         parser.link_arguments("model.embedder.image_size", "data.image_size", apply_on="instantiate")
         parser.link_arguments("model.embedder.channels", "data.channels", apply_on="instantiate")
@@ -112,6 +130,10 @@ class DMLCommand(LightningCLI):
             config.trainer.default_root_dir = str(runs.of_logger(local[0]) / name)
 
     def after_instantiate_classes(self) -> None:
+        search = self.config_init[self.subcommand].search
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # untyped in Lightning
+            if isinstance(callback, LogRetrievalMetrics) and search != Search():  # what is set for the metric stays
+                callback.metrics.search = search
         # The configuration is that of the experiment: started from it, another run gets a folder of its own.
         for logger in self._numbered:
             logger.version = None

@@ -4,6 +4,7 @@ from dml.callbacks.diagnostics import LogDiagnostics
 from dml.callbacks.embeddings import WriteEmbeddings
 from dml.callbacks.last import SaveLast
 from dml.callbacks.metrics import LogRetrievalMetrics
+from dml.callbacks.per_query import LogIntervals, WritePerQuery
 from dml.callbacks.picture import RetrievalPicture
 from dml.callbacks.run import DescribeRun, LogConfig
 from dml.callbacks.table import MetricsTable
@@ -14,9 +15,11 @@ __all__ = [
     "LearnWhitening",
     "LogConfig",
     "LogDiagnostics",
+    "LogIntervals",
     "LogRetrievalMetrics",
     "MetricsTable",
     "RetrievalPicture",
     "SaveLast",
     "WriteEmbeddings",
+    "WritePerQuery",
 ]

@@ -250,7 +250,8 @@ def _num_in_linear_range(step: Step, scores: Tensor, relevant: Tensor, irrelevan
 
 def _mean_over_batches(metrics: RetrievalMetrics, classes_per_batch: int, samples_per_class: int) -> float | None:
     """Mean AP of class-balanced batches of the images of a metric; None if not each is both query and item."""
-    _, embeddings, classes, is_query, is_gallery = metrics.images()
+    _, embeddings, labels, is_query, is_gallery = metrics.images()
+    classes = labels[:, metrics.level]
     if not (is_query & is_gallery).all():
         return None
     classes_per_batch = min(classes_per_batch, len(torch.unique(classes)))

@@ -16,12 +16,12 @@ from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
-from torchmetrics.utilities import dim_zero_cat
 from torchvision.transforms.v2 import functional
 
 from dml.callbacks.metrics import LogRetrievalMetrics
 from dml.data import RetrievalDataset, UnreadableImageError
 from dml.metrics import RetrievalMetrics
+from dml.ranking import score_blocks
 
 # Hues of Okabe and Ito, made for the colour-blind; wrong neighbours have a cross as well.
 RIGHT, WRONG, QUERY = "#009e73", "#d55e00", "#33475b"
@@ -92,7 +92,7 @@ class RetrievalPicture(Callback):
 
     def _draw(self, trainer: Trainer, stage: str) -> None:
         evaluation = _evaluation(trainer)
-        if evaluation.per_query is None:
+        if evaluation.per_query is None or "AP" not in evaluation.per_query[1]:
             return
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "pictures"  # a broadcast: on every process
         # After compute the states of a process are its own again: without this, its share would be the gallery.
@@ -132,7 +132,7 @@ class RetrievalPicture(Callback):
 def nearest_neighbours(
     metrics: RetrievalMetrics, queries: Tensor, average_precision: Tensor, num_neighbours: int
 ) -> list[Retrieval]:
-    """Retrieve for a few queries, by the scores the metric ranks by: cosines, as embeddings are of unit norm.
+    """Retrieve for a few queries, by inner products: cosines, as embeddings are of unit norm.
 
     Args:
         metrics: Holds the evaluation.
@@ -140,14 +140,12 @@ def nearest_neighbours(
         average_precision: ``[Q]``.
         num_neighbours: At most so many; never the query itself, and none twice.
     """
-    columns = (metrics.index, metrics.embeddings, metrics.labels, metrics.is_gallery)
-    index, embeddings, labels, is_gallery = (dim_zero_cat(column) for column in columns)
+    index, embeddings, labels, _, is_gallery = metrics.images()
     labels = labels[:, metrics.level]
-    ordered, order = index.sort(stable=True)
-    repeated = torch.zeros_like(is_gallery).index_fill(0, order[1:][ordered.diff() == 0], True)
-    rows = order[torch.searchsorted(ordered, queries)]
-    scores = embeddings[rows] @ embeddings.T
-    scores.masked_fill_(~is_gallery | repeated | (index == queries[:, None]), -torch.inf)
+    rows = torch.searchsorted(index, queries)
+    blocks = score_blocks(embeddings[rows.to(embeddings.device)], [embeddings], device=index.device)
+    scores = torch.cat([block.clone() for _, block in blocks])
+    scores.masked_fill_(~is_gallery | (index == queries[:, None]), -torch.inf)
     is_right = labels[rows, None] == labels
     # Ties count against the item, as in the metric: the wrong ones first.
     wrong_first = is_right.long().argsort(dim=1, stable=True)

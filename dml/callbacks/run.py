@@ -22,7 +22,7 @@ CONFIG_KEY = "config"
 VERSION_KEY = "dml_version"
 """Where a checkpoint keeps the version of ``dml`` that made it; the first version did not."""
 
-CONFIGURED = ("seed_everything", "trainer", "model", "data")
+CONFIGURED = ("seed_everything", "trainer", "model", "data", "search")
 """The parts of the configuration that are kept."""
 
 

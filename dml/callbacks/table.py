@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dml.callbacks.diagnostics import GAP
+from dml.callbacks.metrics import UNANSWERABLE
+from dml.callbacks.per_query import ENDS
 
 
 class MetricsTable(Callback):
@@ -44,12 +46,17 @@ class MetricsTable(Callback):
 
 
 def _better(name: str) -> Callable[[float, float], float]:
-    return min if name == GAP else max
+    return min if name in (GAP, UNANSWERABLE) else max
 
 
 def _of_stage(trainer: Trainer, stage: str) -> dict[str, float]:
+    """Metrics of a stage; the ends of intervals have lines of their own."""
     prefix = f"{stage}/"
-    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+    found = {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith(prefix) and not name.endswith(ENDS)
+    }
     return {name.removeprefix(prefix): value for name, value in found.items()}
 
 

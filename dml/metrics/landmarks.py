@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
-from dml.metrics.retrieval import EvaluatedDataset, RetrievalMetrics, similarities
+from dml.metrics.evaluation import EvaluatedDataset, Evaluation
+from dml.metrics.retrieval import RetrievalMetrics
+from dml.metrics.search import Search
+from dml.ranking import ranks_of_pairs
 
 
 class _JudgedMetrics(RetrievalMetrics):
@@ -19,13 +22,14 @@ class _JudgedMetrics(RetrievalMetrics):
 
     Args:
         block_size: Queries scored at a time; memory is ``block_size * N`` floats.
+        search: What the gallery is ranked by. Ties count against, whatever it says.
     """
 
     words: ClassVar[tuple[str, ...]]
     """What a judgement may be."""
 
-    def __init__(self, block_size: int = 64) -> None:
-        super().__init__(block_size=block_size)
+    def __init__(self, block_size: int | None = None, search: Search = Search()) -> None:  # noqa: B008  # frozen
+        super().__init__(block_size=block_size, search=search)
         self._judgements: pd.DataFrame | None = None
 
     def begin(self, dataset: EvaluatedDataset | None) -> None:
@@ -45,21 +49,34 @@ class _JudgedMetrics(RetrievalMetrics):
 
     def compute(self) -> dict[str, Tensor]:
         """Mean of each value over the queries that have it; 0, with a warning, if none has."""
-        values = {name: value.nanmean() for name, value in self.per_query()[1].items()}
+        self.last_per_query = self.per_query()
+        values = {name: value.nanmean() for name, value in self.last_per_query[1].items()}
         empty = [name for name, value in values.items() if value.isnan()]
         if empty:
             rank_zero_warn(f"no query has a positive in the gallery for {empty}: they are 0")
         return {name: value.nan_to_num() for name, value in values.items()}
 
-    def per_query(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """``index`` of the queries that were judged, and each value of theirs, NaN if it has none, all ``[Q]``."""
-        queries, rows = [], []
-        for query, words, above in self._judged():
-            queries.append(query)
-            rows.append(list(self._values(words, above).values()))
+    def measured_blocks(self, evaluation: Evaluation) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """``index`` of the judged queries of this process, and each value of theirs ``[b]``, NaN if there is none."""
+        if self._judgements is None:
+            raise ValueError(f"{type(self).__name__} was told of no dataset; call begin(dataset) before compute()")
+        yield evaluation.query_index[:0], self._columns([])
+        place = pd.Index(evaluation.gallery_index.cpu().numpy()).get_indexer(pd.Index(self._judgements["item"]))
+        judgements = self._judgements.assign(item=place)[place >= 0]
+        of_query = {query: (rows["item"], rows["judgement"]) for query, rows in judgements.groupby("query")}
+        for rows, scores in self.scored_blocks(evaluation):
+            index, values = evaluation.query_index[rows], []
+            judged = torch.tensor([query in of_query for query in index.tolist()], device=index.device)
+            for row in judged.nonzero().squeeze(1).tolist():
+                items, words = (column.to_numpy() for column in of_query[int(index[row])])
+                others = items != int(evaluation.own[rows][row])
+                values.append(self._values(*_ranked(scores[row], items[others], words[others])))
+            yield index[judged], self._columns(values)
+
+    def _columns(self, rows: list[dict[str, float]]) -> dict[str, Tensor]:
         names = list(self._values(np.array([], dtype=object), torch.empty(0)))
-        columns = torch.tensor(rows, device=self.device).reshape(-1, len(names)).unbind(dim=1)
-        return torch.tensor(queries, dtype=torch.long, device=self.device), dict(zip(names, columns, strict=True))
+        values = torch.tensor([list(row.values()) for row in rows], dtype=torch.float64, device=self.device)
+        return dict(zip(names, values.reshape(-1, len(names)).unbind(dim=1), strict=True))
 
     @abstractmethod
     def _values(self, words: npt.NDArray[np.object_], above: Tensor) -> dict[str, float]:
@@ -70,24 +87,15 @@ class _JudgedMetrics(RetrievalMetrics):
             above: ``[J]``, how many images without a judgement are not below it: ties count against.
         """
 
-    def _judged(self) -> Iterator[tuple[int, npt.NDArray[np.object_], Tensor]]:
-        if self._judgements is None:
-            raise ValueError(f"{type(self).__name__} was told of no dataset; call begin(dataset) before compute()")
-        index, embeddings, _, is_query, is_gallery = self.images()
-        items, item_index = embeddings[is_gallery], index[is_gallery]
-        place = pd.Index(item_index.cpu().numpy()).get_indexer(pd.Index(self._judgements["item"]))
-        judgements = self._judgements.assign(item=place)[place >= 0]
-        of_query = {query: (rows["item"], rows["judgement"]) for query, rows in judgements.groupby("query")}
-        judged = is_query & torch.isin(index, torch.tensor(list(of_query), dtype=index.dtype, device=index.device))
-        for block in torch.split(judged.nonzero().squeeze(1), self.block_size):
-            for query, scores in zip(index[block].tolist(), similarities(embeddings[block], items), strict=True):
-                rows, words = (column.to_numpy() for column in of_query[query])
-                row = torch.tensor(rows, device=index.device)
-                own, order = scores[row].sort(descending=True, stable=True)
-                scores[row] = -torch.inf
-                scores[item_index == query] = -torch.inf
-                above = len(scores) - torch.searchsorted(scores.sort().values, own)
-                yield query, words[order.cpu().numpy()], above.cpu()
+
+def _ranked(
+    scores: Tensor, items: npt.NDArray[np.int64], words: npt.NDArray[np.object_]
+) -> tuple[npt.NDArray[np.object_], Tensor]:
+    """The words of judged items, best first, and how many others of the gallery ``[N]`` are not below each."""
+    item = torch.from_numpy(items).to(scores.device)
+    order = scores[item].argsort(descending=True, stable=True)
+    ranks = ranks_of_pairs(scores[None], torch.zeros_like(item), item[order])
+    return words[order.cpu().numpy()], (ranks.rank - ranks.hrank).cpu()
 
 
 class LandmarkMetrics(_JudgedMetrics):
@@ -112,6 +120,7 @@ class LandmarkMetrics(_JudgedMetrics):
 
     Args:
         block_size: Queries scored at a time; memory is ``block_size * N`` floats.
+        search: What the gallery is ranked by. Ties count against, whatever it says.
     """
 
     words = ("easy", "hard", "junk")
@@ -137,6 +146,7 @@ class GoogleLandmarkMetrics(_JudgedMetrics):
 
     Args:
         block_size: Queries scored at a time; memory is ``block_size * N`` floats.
+        search: What the gallery is ranked by. Ties count against, whatever it says.
     """
 
     words = ("public", "private")

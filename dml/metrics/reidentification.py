@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dml.metrics.retrieval import RetrievalMetrics, similarities
+from dml.metrics.relevant import SameLabel
+from dml.metrics.retrieval import RetrievalMetrics
+from dml.metrics.search import Search
+from dml.ranking import ranks_of_pairs
 
 
 class ReidentificationMetrics(RetrievalMetrics):
@@ -27,6 +30,7 @@ class ReidentificationMetrics(RetrievalMetrics):
         level: Which column of the labels is the identity, 0 for the finest.
         block_size: Queries ranked at a time.
         seed: Of the draws.
+        search: What the galleries are ranked by. Ties count against, whatever it says; its distractors are in each.
 
     Raises:
         ValueError: If ``num_draws`` is below 1.
@@ -44,10 +48,11 @@ class ReidentificationMetrics(RetrievalMetrics):
         recall_at: Sequence[int] = (1, 5, 10),
         num_draws: int = 10,
         level: int = 0,
-        block_size: int = 256,
+        block_size: int | None = None,
         seed: int = 0,
+        search: Search = Search(),  # noqa: B008  # frozen
     ) -> None:
-        super().__init__(recall_at, level, block_size)
+        super().__init__(recall_at, level, block_size, search=search)
         if num_draws < 1:
             raise ValueError(f"num_draws is {num_draws}; it is a number of galleries, at least 1")
         self.num_draws = num_draws
@@ -61,24 +66,26 @@ class ReidentificationMetrics(RetrievalMetrics):
 
     def per_query(self) -> tuple[Tensor, dict[str, Tensor]]:
         """``index`` of each query of each draw, draw by draw, and its values, all ``[Q]``."""
-        index, embeddings, labels, is_query, is_gallery = self.images()
+        images = self.images()
+        index, labels = images.index, images.labels[:, self.level]
         identity = torch.unique(labels, return_inverse=True)[1]
         generator = torch.Generator().manual_seed(self.seed)  # of the CPU: the same draws on any device
-        queries, ranks = [index[:0]], [index[:0]]
-        for _ in range(self.num_draws):
+        searches, ranks = [index[:0]], [torch.empty(0, device=index.device)]
+        for draw in range(self.num_draws):
             priority = torch.randperm(len(index), generator=generator).to(index.device)
-            drawn = _first_of_each(identity, priority.masked_fill(~is_gallery, -1))
-            query = (is_query & ~drawn & torch.isin(identity, identity[drawn])).nonzero().squeeze(1)
-            gallery = drawn.nonzero().squeeze(1)
-            gallery = gallery[identity[gallery].argsort()]
-            for block in torch.split(query, self.block_size):
-                scores = similarities(embeddings[block], embeddings[gallery])
-                right = torch.searchsorted(identity[gallery], identity[block])
-                ranks.append((scores >= scores.gather(1, right[:, None])).sum(dim=1))
-            queries.append(index[query])
-        rank = torch.cat(ranks)
-        hits = {f"CMC@{k}": (rank <= k).float() for k in self.recall_at}
-        return torch.cat(queries), {**hits, "reid_AP": 1 / rank}
+            drawn = _first_of_each(identity, priority.masked_fill(~images.is_gallery, -1))
+            asked = images.is_query & ~drawn & torch.isin(identity, identity[drawn])
+            same = SameLabel(identity[drawn])
+            evaluation = images._replace(is_query=asked, is_gallery=drawn).split()
+            asking = asked.nonzero().squeeze(1)
+            for rows, scores in self.scored_blocks(evaluation):
+                block = asking[rows]
+                ranks.append(ranks_of_pairs(scores, *same.pairs(identity[block], evaluation.own[rows])).rank)
+                searches.append(draw * len(index) + block)
+        search, table = self._of_all_processes(torch.cat(searches), torch.cat(ranks)[:, None])
+        rank = table[:, 0]
+        hits = {f"CMC@{k}": (rank <= k).to(rank.dtype) for k in self.recall_at}
+        return index[search % max(1, len(index))], {**hits, "reid_AP": 1 / rank}
 
 
 def _first_of_each(identity: Tensor, priority: Tensor) -> Tensor:

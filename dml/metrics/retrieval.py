@@ -1,47 +1,69 @@
 """Retrieval metrics over the whole gallery."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Protocol
+import functools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import pandas as pd
 import torch
+import torch.distributed
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
+from torchmetrics.utilities.distributed import gather_all_tensors
 
+from dml.metrics.evaluation import EvaluatedDataset, Evaluation, Images
+from dml.metrics.relevant import SameLabel
+from dml.metrics.search import Search
 from dml.ranking import (
     Ranks,
     average_precision,
-    exact_ranks,
+    average_precision_at_k,
+    found_at_k,
     mean_average_precision_at_r,
+    ndcg,
+    precision_at_k,
     r_precision,
+    ranks_of_pairs,
     recall_at_k,
+    reciprocal_rank,
 )
 
+Measure = Callable[[Ranks], Tensor]
 
-class EvaluatedDataset(Protocol):
-    """What a metric may ask of the dataset whose images it gets."""
-
-    root: Path
-    index: pd.DataFrame  # row i is the image of index i
-    levels: tuple[str, ...]  # which columns of the index are the labels, finest first
-
-    def judgements(self) -> pd.DataFrame | None:
-        """Columns query and item (rows of the index) and judgement (a word); None if labels say what is relevant."""
+_MEASURES: dict[str, Measure] = {"MRR": reciprocal_rank, "nDCG": ndcg}
+_MEASURES_AT_K: dict[str, Callable[[Ranks, int], Tensor]] = {
+    "R": recall_at_k,
+    "P": precision_at_k,
+    "found": found_at_k,
+    "mAP": average_precision_at_k,
+    "nDCG": ndcg,
+}
 
 
 class RetrievalMetrics(Metric):
     """AP, mAP@R, R-precision and Recall@k of every query against the gallery, averaged over queries.
 
-    One metric rather than a collection: the similarity matrix and the ranks cost everything, the measures nothing.
-    Override :meth:`measures` to add one. ``torchmetrics.retrieval`` is no substitute: it treats items with
-    ``score <= 0`` as irrelevant, which is wrong for cosine similarity.
+    One metric rather than a collection: scores and ranks cost everything, the measures nothing. Override
+    :meth:`measures` to add one. ``torchmetrics.retrieval`` is no substitute: it treats items with ``score <= 0`` as
+    irrelevant, which is wrong for cosine similarity.
+
+    The ranks are exact, over the whole gallery; nothing is cut off after some neighbours. Queries without a relevant
+    item in the gallery are left out; :attr:`num_unanswerable` says how many. Processes divide the queries among them;
+    the values are those of one process.
 
     Args:
         recall_at: Values of k.
         level: Which column of the labels is the class, 0 for the finest.
-        block_size: Queries ranked at a time; peak memory is a few times ``block_size * N`` floats.
+        block_size: Queries ranked at a time, by default as many as are fast; memory is ``block_size * N`` floats.
+        also: More measures by name: ``MRR``; ``nDCG``, with a gain of 1; and for any k ``P@k``, the share of the first
+            k that is relevant; ``found@k``, the relevant ones among the first k over ``min(R, k)``, which other fields
+            call recall; ``mAP@k``, over ``min(R, k)``; ``nDCG@k``; ``R@k``.
+        search: What the gallery is ranked by, what happens to ties, where embeddings are kept.
+
+    Raises:
+        ValueError: If a k is below 1, a measure is not known, or ``block_size`` is below 1.
 
     Example:
         >>> metrics = RetrievalMetrics(recall_at=[1])
@@ -59,19 +81,31 @@ class RetrievalMetrics(Metric):
     is_query: list[Tensor]
     is_gallery: list[Tensor]
 
-    def __init__(self, recall_at: Sequence[int] = (1, 10, 100, 1000), level: int = 0, block_size: int = 256) -> None:
+    def __init__(
+        self,
+        recall_at: Sequence[int] = (1, 10, 100, 1000),
+        level: int = 0,
+        block_size: int | None = None,
+        also: Sequence[str] = (),
+        search: Search = Search(),  # noqa: B008  # frozen
+    ) -> None:
         super().__init__()
         if not all(k >= 1 for k in recall_at):
             raise ValueError(f"recall_at is {list(recall_at)}; each k must be at least 1")
-        if block_size < 1:
+        if block_size is not None and block_size < 1:
             raise ValueError(f"block_size is {block_size}; it is a number of queries, at least 1")
         self.recall_at = tuple(recall_at)
         self.level = level
         self.block_size = block_size
+        self.also = {name: _measure(name) for name in also}
+        self.search = search
         self.last_per_query: tuple[Tensor, dict[str, Tensor]] | None = None
         """What :meth:`per_query` gave at the last :meth:`compute`."""
+        self.num_unanswerable = 0
+        """How many queries had nothing to retrieve at the last :meth:`per_query`."""
         for state in ("embeddings", "labels", "index", "is_query", "is_gallery"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
+        self.dist_sync_fn = self.dist_sync_fn or _gathered
 
     def begin(self, dataset: EvaluatedDataset | None) -> None:
         """Prepare for the evaluation of a dataset, before its first batch: here, labels say all there is to know.
@@ -114,7 +148,8 @@ class RetrievalMetrics(Metric):
             culprits = index[~finite].tolist()
             raise ValueError(f"{len(culprits)} embeddings are not finite, those of images {culprits[:5]}")
         everything = torch.ones_like(index, dtype=torch.bool)
-        self.embeddings.append(embeddings.detach().float())
+        kept = embeddings.detach().float()
+        self.embeddings.append(kept.cpu() if self.search.keep_on == "cpu" else kept)
         self.labels.append(labels)
         self.index.append(index)
         self.is_query.append(everything if is_query is None else is_query)
@@ -126,46 +161,121 @@ class RetrievalMetrics(Metric):
         self.last_per_query = index, values
         if len(index) == 0:
             rank_zero_warn("no query has a relevant item in the gallery: every metric is 0")
-        return {name: value.sum() / max(1, len(index)) for name, value in values.items()}
+        return {name: value.nansum() / (~value.isnan()).sum().clamp(min=1) for name, value in values.items()}
 
     def per_query(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """``index`` of the queries that have something to retrieve, and each measure of theirs, all ``[Q]``."""
-        blocks = [(query, self.measures(ranks)) for query, ranks in self._ranked_blocks()]
-        index = torch.cat([query for query, _ in blocks])
-        return index, {name: torch.cat([values[name] for _, values in blocks]) for name in blocks[0][1]}
+        """``index`` of the queries that have something to retrieve, in order, and each measure of theirs, all ``[Q]``.
+
+        A measure is NaN where a query lacks it.
+        """
+        return self.per_query_of(self.images().split())
+
+    def per_query_of(self, evaluation: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+        """What :meth:`per_query` says, of queries and a gallery that are given."""
+        indices, tables = [], []
+        for index, values in self.measured_blocks(evaluation):
+            names = list(values)
+            indices.append(index)
+            tables.append(torch.stack([value.double() for value in values.values()], dim=1))
+        index, table = self._of_all_processes(torch.cat(indices), torch.cat(tables))
+        self.num_unanswerable = len(evaluation.query_index) - len(index)
+        return index, dict(zip(names, table.to(evaluation.queries.dtype).unbind(dim=1), strict=True))
 
     def measures(self, ranks: Ranks) -> dict[str, Tensor]:
-        """Name and per-query value ``[Q]`` of each measure."""
+        """Name and per-query value ``[Q]`` of each measure; of a query without relevant items, it is of no account."""
         recalls = {f"R@{k}": recall_at_k(ranks, k) for k in self.recall_at}
         return {
             "AP": average_precision(ranks),
             "mAP@R": mean_average_precision_at_r(ranks),
             "RP": r_precision(ranks),
             **recalls,
+            **{name: measure(ranks) for name, measure in self.also.items()},
         }
 
-    def images(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """``index, embeddings, labels, is_query, is_gallery`` of every image once, in order of ``index``."""
+    def images(self) -> Images:
+        """Every image once, in order of ``index``."""
         index, order = dim_zero_cat(self.index).sort()
         order = order[index.diff(prepend=index[:1] - 1) > 0]  # drop repeated indices
-        columns = (self.index, self.embeddings, self.labels, self.is_query, self.is_gallery)
-        index, embeddings, labels, is_query, is_gallery = (dim_zero_cat(column)[order] for column in columns)
-        return index, embeddings, labels[:, self.level], is_query, is_gallery
+        columns = [
+            dim_zero_cat(each) for each in (self.index, self.embeddings, self.labels, self.is_query, self.is_gallery)
+        ]
+        if len(order) < len(index) or (order.diff() < 0).any():  # embeddings may be large: no copy unless there is need
+            columns = [column[order.to(column.device)] for column in columns]
+        return Images(*columns)
 
-    def _ranked_blocks(self) -> Iterator[tuple[Tensor, Ranks]]:
-        index, embeddings, labels, is_query, is_gallery = self.images()
-        gallery = is_gallery.nonzero().squeeze(1)
-        items, item_labels, item_index = embeddings[gallery], labels[gallery], index[gallery]
-        for block in torch.split(is_query.nonzero().squeeze(1), self.block_size):
-            relevant = labels[block, None] == item_labels
-            valid = index[block, None] != item_index
-            answerable = (relevant & valid).any(dim=1)
-            scores = similarities(embeddings[block], items)
-            yield index[block][answerable], exact_ranks(scores[answerable], relevant[answerable], valid[answerable])
+    def scored_blocks(self, evaluation: Evaluation) -> Iterator[tuple[slice, Tensor]]:
+        """Scores of the queries of this process, a block at a time.
+
+        Yields:
+            Which queries; and their scores ``[b, N]`` with the gallery, then with the distractors of :attr:`search`,
+            minus infinity where an item is the query itself. The next block overwrites the scores.
+        """
+        return self.search.blocks(
+            evaluation.queries,
+            evaluation.gallery,
+            evaluation.own,
+            block_size=self.block_size,
+            share=self._share(),
+            device=self.device,
+        )
+
+    def measured_blocks(self, evaluation: Evaluation) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """``index`` of the answerable queries of this process, a block at a time, and each measure of theirs ``[b]``.
+
+        The first block is empty, so that there is one.
+        """
+        none = evaluation.query_index[:0]
+        yield none, self.measures(ranks_of_pairs(evaluation.queries[:0], none, none))
+        same = SameLabel(evaluation.gallery_labels[:, self.level])
+        for rows, scores in self.scored_blocks(evaluation):
+            query, item = same.pairs(evaluation.query_labels[rows, self.level], evaluation.own[rows])
+            ranks = ranks_of_pairs(scores, query, item, ties=self.search.ties)
+            answerable = torch.bincount(query, minlength=len(scores)) > 0
+            values = {name: value[answerable] for name, value in self.measures(ranks).items()}
+            yield evaluation.query_index[rows][answerable], values
+
+    def _share(self) -> tuple[int, int]:
+        """Which of the blocks of queries are this process's: all, if it does not have the images of all processes."""
+        if not (self._is_synced and torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return 0, 1
+        group = self.process_group
+        return torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+
+    def _of_all_processes(self, index: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of all queries, in order of ``index``, from those of this process's."""
+        if self._share()[1] > 1:
+            index = torch.cat(gather_all_tensors(index, self.process_group))
+            table = torch.cat(gather_all_tensors(table, self.process_group))
+        index, order = index.sort()
+        return index, table[order]
 
 
-def similarities(queries: Tensor, items: Tensor) -> Tensor:
-    """Inner products ``[Q, N]`` of embeddings ``[Q, D]`` and ``[N, D]``."""
-    # Evaluation may run under autocast; half precision would tie items that differ.
-    with torch.autocast(queries.device.type, enabled=False):
-        return queries @ items.T
+def _measure(name: str) -> Measure:
+    kind, _, k = name.partition("@")
+    if not k and name in _MEASURES:
+        return _MEASURES[name]
+    if re.fullmatch("[1-9][0-9]*", k) and kind in _MEASURES_AT_K:
+        return _AtK(_MEASURES_AT_K[kind], int(k))
+    known = [*_MEASURES, *(f"{at}@k" for at in _MEASURES_AT_K)]
+    raise ValueError(f"also has {name!r}; a measure is one of {known}, with k at least 1")
+
+
+@dataclass(frozen=True)
+class _AtK:
+    measure: Callable[[Ranks, int], Tensor]
+    k: int
+
+    def __call__(self, ranks: Ranks) -> Tensor:
+        return self.measure(ranks, self.k)
+
+
+def _gathered(tensor: Tensor, group: Any = None) -> list[Tensor]:
+    """Of each process; what is kept on the host is sent from host to host."""
+    if not tensor.is_cuda and torch.distributed.get_backend(group) == "nccl":  # which knows no other memory
+        group = _of_hosts()
+    return gather_all_tensors(tensor, group)
+
+
+@functools.cache
+def _of_hosts() -> Any:
+    return torch.distributed.new_group(backend="gloo")

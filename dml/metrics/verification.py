@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torchmetrics.utilities import rank_zero_warn
 
-from dml.metrics.retrieval import EvaluatedDataset, RetrievalMetrics, similarities
+from dml.metrics.evaluation import EvaluatedDataset
+from dml.metrics.retrieval import RetrievalMetrics
+from dml.ranking import score_blocks
 
 _FARS = ("1e-6", "1e-5", "1e-4", "1e-3", "1e-2", "1e-1")
 _FPIRS = {"0.01": 100, "0.1": 10}  # one false alarm in so many searches
@@ -57,7 +59,7 @@ class TemplateMetrics(RetrievalMetrics):
         block_size: Probes scored at a time.
     """
 
-    def __init__(self, detector_weighted: bool = False, level: int = 0, block_size: int = 256) -> None:
+    def __init__(self, detector_weighted: bool = False, level: int = 0, block_size: int | None = None) -> None:
         super().__init__(level=level, block_size=block_size)
         self.detector_weighted = detector_weighted
         self._templates: _Templates | None = None
@@ -140,9 +142,8 @@ class TemplateMetrics(RetrievalMetrics):
         """Score of each probe's best mate, minus infinity if it has none, rank of that mate, and best score of all."""
         probes = (templates.gallery == 0).nonzero().squeeze(1)
         found = []
-        for block in torch.split(probes, self.block_size):
-            scores = similarities(features[block], features[gallery])
-            same = templates.subject[block, None] == templates.subject[gallery]
+        for rows, scores in score_blocks(features[probes], [features[gallery]], block_size=self.block_size):
+            same = templates.subject[probes[rows], None] == templates.subject[gallery]
             mate = scores.masked_fill(~same, -torch.inf).amax(dim=1)
             rank = 1 + ((scores >= mate[:, None]) & ~same).sum(dim=1)
             found.append((mate, rank, scores.amax(dim=1)))

@@ -1,0 +1,61 @@
+"""What is evaluated: images, as queries and as a gallery."""
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+
+class EvaluatedDataset(Protocol):
+    """What a metric may ask of the dataset whose images it gets."""
+
+    root: Path
+    index: pd.DataFrame  # row i is the image of index i
+    levels: tuple[str, ...]  # which columns of the index are the labels, finest first
+
+    def judgements(self) -> pd.DataFrame | None:
+        """Columns query and item (rows of the index) and judgement (a word); None if labels say what is relevant."""
+
+
+class Images(NamedTuple):
+    """What has been embedded, each image once, in order of ``index``."""
+
+    index: Tensor  # type: ignore[assignment]  # [n]; that of tuples is of no use here
+    embeddings: Tensor  # [n, D]
+    labels: Tensor  # [n, L]
+    is_query: Tensor  # [n] bool
+    is_gallery: Tensor  # [n] bool
+
+    def split(self) -> "Evaluation":
+        """Queries and gallery."""
+        queries, gallery = self.is_query.nonzero().squeeze(1), self.is_gallery.nonzero().squeeze(1)
+        place = torch.full_like(self.index, -1)
+        place[gallery] = torch.arange(len(gallery), device=place.device)
+        return Evaluation(
+            self.index[queries],
+            _rows(self.embeddings, queries),
+            self.labels[queries],
+            place[queries],
+            self.index[gallery],
+            _rows(self.embeddings, gallery),
+            self.labels[gallery],
+        )
+
+
+class Evaluation(NamedTuple):
+    """Queries and the gallery that they are to retrieve from."""
+
+    query_index: Tensor  # [Q] which image each query is
+    queries: Tensor  # [Q, D]
+    query_labels: Tensor  # [Q, L]
+    own: Tensor  # [Q] which item of the gallery is the query itself, -1 if none is
+    gallery_index: Tensor  # [N]
+    gallery: Tensor  # [N, D]
+    gallery_labels: Tensor  # [N, L]
+
+
+def _rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Rows in ascending order; without a copy if they are all."""
+    return values if len(rows) == len(values) else values[rows.to(values.device)]
