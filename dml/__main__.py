@@ -1,4 +1,4 @@
-"""The ``dml`` command: ``fit``, ``validate``, ``test``, ``predict``, ``data`` and ``export``."""
+"""The ``dml`` command: training, evaluation, data, export and search."""
 
 import difflib
 import errno

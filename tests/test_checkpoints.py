@@ -206,6 +206,8 @@ HOSTILE = {
     "data.sampler": "hostile_losses.Sampler",
     "data.dataset": "hostile_losses.Dataset",
     "data.train_transforms": ["hostile_losses.Transform"],
+    "search.stages": [{"class_path": "hostile_losses.Stage"}],
+    "search.reranker": "hostile_losses.Reranker",
     "trainer.callbacks": ["hostile_losses.Callback"],
     "trainer.logger": {"class_path": "not_here.Logger"},
     "trainer.profiler": "os.path",

@@ -82,8 +82,11 @@ def test_the_command_trains_with_it(name, my_losses, my_measures, glyphs_root):
 
 def test_the_parts_stand_alone():
     (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    labels, index = torch.arange(24) % 6, torch.arange(24)
-    names = {"embeddings": normalize(torch.eye(6)[labels], dim=1), "labels": labels, "index": index}
+    labels = torch.arange(24) % 6
+    embeddings = normalize(torch.eye(6)[labels], dim=1)
+    names = {"embeddings": embeddings, "labels": labels, "gallery": embeddings[:12], "gallery_labels": labels[:12]}
+    names |= {"queries": embeddings[12:], "query_labels": labels[12:]}
     exec(source, names)
     assert names["loss"] < 0.6
-    assert names["metrics"].compute()["R@1"] == 1
+    assert [*names["found"]] == ["AP", "mAP@R", "RP", "R@1", "R@10", "MRR", "nDCG@100"]
+    assert all(value == pytest.approx(1) for value in [*names["found"].values(), *names["apart"].values()])

@@ -5,6 +5,8 @@ is made.
 import re
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -13,16 +15,20 @@ import yaml
 import dml.data.datasets
 from dml.__main__ import main
 from dml.models import TimmEmbedder
-from tests.data.datasets.miniatures import MINIATURES
+from tests.data.datasets.miniatures import MINIATURES, make_revisited_oxford
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+SOP = EXPERIMENTS / "sop.yaml"
 BASES = sorted(EXPERIMENTS.glob("*.yaml"))
 LOSSES = sorted((EXPERIMENTS / "losses").glob("*.yaml"))
 EVALUATIONS = sorted((EXPERIMENTS / "evaluation").glob("*.yaml"))
+STAGES = sorted((EXPERIMENTS / "stages").glob("*.yaml"))
 RECIPES = sorted((EXPERIMENTS / "recipes").glob("*/*.yaml"))
 every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 REPORTED = {
+    "ClusteringMetrics": "test/AMI",
     "GoogleLandmarkMetrics": "test/mAP@100",
+    "HierarchicalMetrics": "test/H-AP",
     "LandmarkMetrics": "test/mAP_M",
     "ReidentificationMetrics": "test/CMC@1",
     "TemplateMetrics": "test/TAR@FAR",
@@ -115,22 +121,152 @@ def test_experiment_runs(base, roots, monkeypatch, tmp_path):
     run(roots, base)
 
 
+@pytest.mark.parametrize("name", ["cub200", "dyml_animal", "inaturalist"])
+def test_of_several_levels_the_finest_chooses_the_epoch(name, roots, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = {"trainer.fast_dev_run": "false", "trainer.limit_train_batches": 1, "trainer.max_epochs": 1}
+    small = {**SMALL, **whole, "trainer.logger": "false", "trainer.log_every_n_steps": 1}
+    run(roots, EXPERIMENTS / f"{name}.yaml", small=small)
+    (path,) = tmp_path.rglob("best.ckpt")
+    states = torch.load(path, weights_only=True)["callbacks"]
+    (chosen,) = [state for callback, state in states.items() if callback.startswith("ModelCheckpoint")]
+    assert chosen["monitor"] == "val/AP"
+    measured = states["MetricsTable"]
+    assert chosen["best_model_score"] == pytest.approx(measured["AP"])
+    assert {"H-AP", "nDCG", "ASI", "AP_mean", "R@1_mean"} <= measured.keys()
+    assert len([measure for measure in measured if measure.startswith("AP_")]) >= 2  # of a coarser level, and the mean
+
+
 @pytest.mark.parametrize("overlay", LOSSES, ids=lambda path: path.stem)
 def test_loss_runs(overlay, roots, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    run(roots, EXPERIMENTS / "sop.yaml", overlay)
+    run(roots, SOP, overlay)
+
+
+def overrides(**changes):
+    """Arguments of ``test`` or ``predict`` on a miniature, without a logger."""
+    arguments = {**SMALL, "trainer.fast_dev_run": "false", "trainer.logger": "false", **changes}
+    return [f"--{key}={value}" for key, value in arguments.items() if key != "report"]
 
 
 @pytest.mark.parametrize("overlay", EVALUATIONS, ids=lambda path: path.stem)
 def test_evaluation_runs(overlay, roots, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load(overlay.read_text())
-    name = config["data"]["dataset"].rpartition(".")[2]
-    small = {**SMALL, "data.root": roots[name], "trainer.fast_dev_run": "false", "trainer.logger": "false"}
-    overrides = [f"--{key}={value}" for key, value in small.items() if key != "report"]
-    main(["test", f"-c={EXPERIMENTS / 'sop.yaml'}", f"-c={overlay}", *overrides])
+    name = config.get("data", yaml.safe_load(SOP.read_text())["data"])["dataset"].rpartition(".")[2]
     metrics = config["trainer"]["callbacks"][0]["init_args"]["metrics"]["class_path"].rpartition(".")[2]
+    if metrics == "ClusteringMetrics":
+        pytest.importorskip("faiss")
+    main(["test", f"-c={SOP}", f"-c={overlay}", *overrides(**{"data.root": roots[name]})])
     assert REPORTED[metrics] in capsys.readouterr().out
+
+
+def products(roots):
+    """The data, and embeddings of fewer dimensions than there are images: whitening needs that."""
+    return {"data.root": roots["StanfordOnlineProducts"], "model.embedder.embedding_dim": 16}
+
+
+@pytest.fixture(scope="module")
+def evaluate(roots, tmp_path_factory):
+    """Evaluate an untrained model, always the same, and give what each query got."""
+
+    def evaluate(*overlays):
+        folder = tmp_path_factory.mktemp("evaluated")
+        configs = [SOP, EXPERIMENTS / "evaluation" / "hierarchical.yaml", *overlays]
+        settings = overrides(**products(roots), **{"trainer.default_root_dir": folder})
+        main(["test", *(f"-c={config}" for config in configs), *settings])
+        return pd.read_parquet(folder / "per_query" / "test.parquet")
+
+    return evaluate
+
+
+@pytest.fixture(scope="module")
+def plain(evaluate):
+    return evaluate()
+
+
+def embed_training_images(roots, folder):
+    """As the head of pca_whitening.yaml says."""
+    path = folder / "runs" / "train_embeddings.parquet"
+    changes = {"data.predict_split": "train", "embeddings.path": path}
+    main(["predict", f"-c={SOP}", *overrides(**products(roots), **changes)])
+
+
+def costs(caplog):
+    """What is said of the last evaluation's stages and views to have cost something, in order."""
+    (said,) = [record.message for record in caplog.records if record.message.startswith("test: ")]
+    return [re.fullmatch(r"(.+) \d+\.\d s", part)[1] for part in said.removeprefix("test: ").split(", ")]
+
+
+def parts_of(overlay):
+    """The names that the cost of an overlay goes by."""
+    config = yaml.safe_load(overlay.read_text())
+    search, embedder = config.get("search", {}), config.get("model", {}).get("embedder", {})
+    stages = [stage["class_path"].rpartition(".")[2] for stage in search.get("stages+", ())]
+    views = [f"x{scale:.4g}" for scale in embedder.get("scales", [1.0])]
+    views += [f"{view} mirrored" for view in views if embedder.get("flip")]
+    reranker = [search["reranker"]["class_path"].rpartition(".")[2]] if "reranker" in search else []
+    names = [f"{number}. {stage}" for number, stage in enumerate(stages, start=1)] + reranker
+    return names + ([f"view {view}" for view in views] if embedder else [])
+
+
+@pytest.mark.parametrize("overlay", STAGES, ids=lambda path: path.stem)
+def test_stage_is_applied(overlay, roots, evaluate, plain, monkeypatch, tmp_path, caplog):
+    monkeypatch.chdir(tmp_path)
+    if overlay.stem == "pca_whitening":
+        embed_training_images(roots, tmp_path)
+    found = evaluate(overlay)
+    assert costs(caplog) == parts_of(overlay)
+    assert found["index"].tolist() == plain["index"].tolist()
+    scores = ["first_right_score", "first_wrong_score"]
+    assert not (found[scores] == plain[scores]).to_numpy().any()
+
+
+def test_no_stage_costs_nothing(evaluate, plain, caplog):
+    pd.testing.assert_frame_equal(evaluate(), plain)
+    assert not [record for record in caplog.records if record.message.startswith("test: ")]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["database_augmentation", "query_expansion"], ["1. DatabaseAugmentation", "2. QueryExpansion"]),
+        (["query_expansion", "database_augmentation"], ["1. QueryExpansion", "2. DatabaseAugmentation"]),
+        (["k_reciprocal", "query_expansion"], ["1. QueryExpansion", "KReciprocal"]),
+        (
+            ["flip", "multi_scale", "database_augmentation"],
+            [f"view x{s}{m}" for s in ("1", "0.7071", "0.5") for m in ("", " mirrored")] + ["1. DatabaseAugmentation"],
+        ),
+    ],
+    ids=["gallery first", "queries first", "reranker last", "views"],
+)
+def test_stages_add_up(names, expected, evaluate, caplog):
+    evaluate(*(EXPERIMENTS / "stages" / f"{name}.yaml" for name in names))
+    assert costs(caplog) == expected
+
+
+def test_distractors_of_a_file_are_those_of_the_split(monkeypatch, tmp_path):
+    """By the commands in the head of the overlay."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(EXPERIMENTS)
+    make_revisited_oxford(tmp_path / "data" / "revisitop", num_distractors=8)
+    head = (EXPERIMENTS / "evaluation" / "roxford.yaml").read_text().replace("\\\n#", "")
+    plain, predict, search = re.findall(r"^# dml (\w+) --ckpt_path \S+ +(.*)$", head, flags=re.MULTILINE)
+    for title, (command, words) in {"plain": plain, "predict": predict, "search": search}.items():
+        main([command, f"-c={SOP}", *words.split(), *overrides(**{"trainer.default_root_dir": title})])
+    split = {"data.test_split": "test_with_distractors", "trainer.default_root_dir": "split"}
+    main(["test", f"-c={SOP}", *plain[1].split(), *overrides(**split)])
+    found = {title: pd.read_parquet(f"{title}/per_query/test.parquet") for title in ("plain", "search", "split")}
+    measures = found["plain"].attrs["measures"]
+    assert np.load("distractors.npy").shape[0] == 8
+    assert found["search"].attrs["distractors"] == "distractors.npy"
+    pd.testing.assert_frame_equal(found["search"][measures], found["split"][measures])
+    assert (found["search"]["mAP_M"] < found["plain"]["mAP_M"]).any()
+
+
+def test_rparis_is_the_twin_of_roxford():
+    oxford, paris = ((EXPERIMENTS / "evaluation" / f"{name}.yaml").read_text() for name in ("roxford", "rparis"))
+    assert oxford.replace("roxford", "rparis").replace("Oxford", "Paris") == paris
 
 
 @every_recipe

@@ -3,6 +3,7 @@
 import copy
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -150,6 +151,77 @@ def test_predict_writes_embeddings_labels_and_paths(finished):
     assert {"path", "split", "character", "base", "script", "embedding"} <= set(table.columns)
     assert table["split"].unique().tolist() == ["test"]
     assert torch.tensor(table["embedding"].tolist()).norm(dim=1).tolist() == pytest.approx([1] * 24)
+
+
+def test_predict_writes_an_array_of_distractors_for_a_test(finished):
+    checkpoint = f"--ckpt_path={finished / 'checkpoints' / 'best.ckpt'}"
+    main(["predict", checkpoint, "--embeddings.path=distractors.npy"])
+    main(["test", checkpoint, "--search.distractors=distractors.npy"])
+    found = pd.read_parquet(runs()[-1] / "per_query" / "test.parquet")
+    assert found.attrs["distractors"] == "distractors.npy"
+    assert (found["R@1"] == 0).all()  # each query is a distractor, and relevant to none
+    assert found["first_wrong_score"].tolist() == pytest.approx([1] * len(found), abs=1e-5)
+
+
+def test_a_test_says_how_sure_it_is_and_what_each_query_got(finished, capsys):
+    main(["test", f"--ckpt_path={finished / 'checkpoints' / 'best.ckpt'}"])
+    logged = pd.read_csv(runs()[0] / "metrics.csv").iloc[-1]
+    printed = capsys.readouterr().out
+    for name in ("AP", "R@1"):
+        mean, low, high = (logged[f"test/{name}{end}"] for end in ("", "_low", "_high"))
+        assert low <= mean <= high
+        assert f"{name} {mean:.3f} [{low:.3f}, {high:.3f}] (95 %, " in printed
+    found = pd.read_parquet(runs()[0] / "per_query" / "test.parquet")
+    assert found["AP"].mean() == pytest.approx(logged["test/AP"], abs=1e-6)
+
+
+STAGES = ROOT / "experiments" / "stages"
+
+
+@pytest.fixture(scope="module")
+def searched(glyphs_root, tmp_path_factory):
+    """Checkpoint of a run of an epoch that was fitted with a stage."""
+    folder = tmp_path_factory.mktemp("searched")
+    name = {"trainer.max_epochs": 1, "trainer.default_root_dir": folder, "trainer.logger": "false"}
+    fit(f"-c={STAGES / 'query_expansion.yaml'}", *small(glyphs_root, **name))
+    return next(folder.rglob("best.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ["1. QueryExpansion"]),
+        ([f"-c={STAGES / 'database_augmentation.yaml'}"], ["1. QueryExpansion", "2. DatabaseAugmentation"]),
+        ([f"-c={STAGES / 'k_reciprocal.yaml'}"], ["1. QueryExpansion", "KReciprocal"]),
+        (["--search.stages=[]"], []),
+    ],
+    ids=["none", "another stage", "a reranker", "no stages"],
+)
+def test_a_checkpoint_is_searched_as_its_run_was(words, expected, searched, caplog):
+    caplog.clear()
+    main(["test", f"--ckpt_path={searched}", *words])
+    said = [record.message for record in caplog.records if record.message.startswith("test: ")]
+    assert [re.sub(r" \d+\.\d s$", "", part) for line in said for part in line[6:].split(", ")] == expected
+
+
+@pytest.mark.parametrize("words", [[], ["--search.ties=expected"]], ids=["by default", "from the command line"])
+def test_what_is_set_for_the_metric_stays_unless_the_command_says_otherwise(words, finished):
+    (Path.cwd() / "metric.yaml").write_text(METRIC)
+    main(["test", f"--ckpt_path={finished / 'checkpoints' / 'best.ckpt'}", "-c=metric.yaml", *words])
+    assert pd.read_parquet(runs()[0] / "per_query" / "test.parquet").attrs["ties"] == (
+        "expected" if words else "optimistic"
+    )
+
+
+METRIC = """
+trainer:
+  callbacks:
+    - class_path: dml.callbacks.LogRetrievalMetrics
+      init_args:
+        metrics:
+          class_path: dml.metrics.RetrievalMetrics
+          init_args: {search: {ties: optimistic}}
+"""
 
 
 @pytest.mark.parametrize("step", [10, 12], ids=["mid-epoch", "epoch boundary"])

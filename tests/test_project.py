@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 import dml.losses
+import dml.stages
 from dml.losses import RankLoss
+from dml.stages import Reranker, Stage
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -51,6 +53,26 @@ def test_overlays_change_the_loss_and_nothing_else():
         overlay = yaml.safe_load(path.read_text())
         assert list(overlay) == ["model"], path
         assert set(overlay["model"]) <= {"loss", "groups"}, path
+
+
+def test_every_stage_has_an_experiment():
+    overlays = [yaml.safe_load(path.read_text()).get("search", {}) for path in (EXPERIMENTS / "stages").glob("*.yaml")]
+    used = [stage for overlay in overlays for stage in [*overlay.get("stages+", ()), overlay.get("reranker")] if stage]
+    exported = {
+        f"dml.stages.{name}"
+        for name, stage in vars(dml.stages).items()
+        if inspect.isclass(stage) and issubclass(stage, (Stage, Reranker)) and not inspect.isabstract(stage)
+    }
+    assert {stage["class_path"] for stage in used} == exported
+
+
+def test_overlays_of_stages_change_views_and_search_and_nothing_else():
+    for path in (EXPERIMENTS / "stages").glob("*.yaml"):
+        overlay = yaml.safe_load(path.read_text())
+        assert set(overlay) <= {"model", "search"}, path
+        assert set(overlay.get("search", {})) <= {"stages+", "reranker"}, path  # what is added goes with others
+        assert set(overlay.get("model", {})) <= {"embedder"}, path
+        assert set(overlay.get("model", {}).get("embedder", {})) <= {"scales", "flip", "view_power"}, path
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.rglob("*.yaml")), ids=lambda path: path.stem)

@@ -45,10 +45,10 @@ class LogRetrievalMetrics(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The sanity check sees two batches: too few to find anything in.
         if not trainer.sanity_checking:
-            self._log(pl_module, "val")
+            self._log(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log(pl_module, "test")
+        self._log(trainer, pl_module, "test")
 
     def _start(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.metrics.to(pl_module.device).reset()
@@ -57,11 +57,12 @@ class LogRetrievalMetrics(Callback):
         self.metrics.begin(data.datasets[stage] if isinstance(data, RetrievalDataModule) else None)
         self.per_query = None
 
-    def _log(self, pl_module: LightningModule, stage: str) -> None:
+    def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         pl_module.log_dict({f"{stage}/{name}": value for name, value in self.metrics.compute().items()})
         self.per_query = self.metrics.last_per_query
-        if self.metrics.num_unanswerable:
-            pl_module.log(f"{stage}/{UNANSWERABLE}", float(self.metrics.num_unanswerable))
+        name = f"{stage}/{UNANSWERABLE}"
+        if self.metrics.num_unanswerable or name in trainer.callback_metrics:  # or that of the epoch before would stay
+            pl_module.log(name, float(self.metrics.num_unanswerable))
         seconds = {**(_views(pl_module) or {}), **self.metrics.search.seconds}
         if seconds:
             rank_zero_info(f"{stage}: " + ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items()))

@@ -18,7 +18,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from dml import __version__
 from dml.callbacks.metrics import LogRetrievalMetrics
 from dml.data import RetrievalDataModule, RetrievalDataset
-from dml.metrics import RetrievalMetrics
+from dml.metrics import HierarchicalMetrics, RetrievalMetrics
 from dml.metrics.evaluation import Evaluation
 from dml.metrics.relevant import SameLabel
 from dml.metrics.uncertainty import Interval, bootstrap_all
@@ -34,10 +34,11 @@ class WritePerQuery(Callback):
     A row for each query that has something to retrieve: ``index`` and ``path`` of its image, the label of each level as
     an integer code, each measure by its name, and of the first wrong and the first right item of its ranking
     ``first_wrong_path``, ``first_wrong_score`` and ``first_wrong_rank``, and so on; null where there is none. Right is
-    an item of the query's class at the level of the metric. Ties count against: of equal scores, the wrong item comes
-    first. A distractor has a score and a rank, but no path. A metric with ``measured_blocks`` of its own, such
-    as one of judged landmarks, has its own notion of right, and leaves these columns null; one that keeps no value of
-    each query, as :class:`~dml.metrics.ReidentificationMetrics` does, gets no file.
+    an item of the query's class at the level of the metric, the finest of :class:`~dml.metrics.HierarchicalMetrics`.
+    Ties count against: of equal scores, the wrong item comes first. A distractor has a score and a rank, but no path. A
+    metric with another ``measured_blocks``, such as one of judged landmarks, has its own notion of right, and leaves
+    these columns null; one that keeps no value of each query, as :class:`~dml.metrics.ReidentificationMetrics` does,
+    gets no file.
 
     The classes that do worst, and what they are taken for::
 
@@ -188,7 +189,7 @@ def _firsts(metrics: RetrievalMetrics, evaluation: Evaluation, queries: Tensor) 
     item = evaluation.query_index.new_full((len(evaluation.query_index), 2), -1)
     rank, score = item.clone(), torch.full(item.shape, -torch.inf, device=item.device)
     # Where a metric measures its queries in another way, what is right does not follow from the labels.
-    if type(metrics).measured_blocks is RetrievalMetrics.measured_blocks:
+    if type(metrics).measured_blocks in (RetrievalMetrics.measured_blocks, HierarchicalMetrics.measured_blocks):
         same = SameLabel(evaluation.gallery_labels[:, metrics.level])
         for rows, scores in metrics.scored_blocks(evaluation):
             right = same.pairs(evaluation.query_labels[rows, metrics.level], evaluation.own[rows])

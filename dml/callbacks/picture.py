@@ -94,13 +94,18 @@ class RetrievalPicture(Callback):
         evaluation = _evaluation(trainer)
         if evaluation.per_query is None or "AP" not in evaluation.per_query[1]:
             return
+        index, measures = evaluation.per_query
+        found = ~measures["AP"].isnan()  # of several levels, there may be something to retrieve at a coarser one only
+        if not found.any():
+            return
+        index, measures = index[found], {name: value[found] for name, value in measures.items()}
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "pictures"  # a broadcast: on every process
         # After compute the states of a process are its own again: without this, its share would be the gallery.
         with evaluation.metrics.sync_context(dist_sync_fn=evaluation.metrics.dist_sync_fn):
-            sections = self._sections(evaluation.metrics, *evaluation.per_query)
+            sections = self._sections(evaluation.metrics, index, measures)
         if not trainer.is_global_zero:
             return
-        epoch, step, measures = trainer.current_epoch, trainer.global_step, evaluation.per_query[1]
+        epoch, step = trainer.current_epoch, trainer.global_step
         summary = [f"{name} {measures[name].mean():.3f}" for name in ("AP", "R@1") if name in measures]
         figure = draw_retrievals(
             trainer.datamodule.datasets[stage],  # type: ignore[attr-defined]  # untyped in Lightning

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
@@ -43,6 +43,8 @@ def decode_image(content: bytes, channels: int, box: Box | None = None) -> Tenso
     """
     try:
         pixels = _decoded(content, channels, upright=box is None)
+    except UnidentifiedImageError as error:  # whose message is about an object of Python
+        raise UnreadableImageError("it is of no known image format") from error
     except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         # Some decoders say where in their source they gave up; one line is enough to know what is wrong.
         raise UnreadableImageError(str(error).partition("\n")[0]) from error

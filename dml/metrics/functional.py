@@ -1,5 +1,6 @@
 """Retrieval metrics of embeddings at hand, without a trainer or a metric's state."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -59,22 +60,18 @@ def retrieval_metrics(
         >>> retrieval_metrics(embeddings, torch.tensor([0, 0, 1, 1]), recall_at=[1], also=["MRR"])
         {'AP': 1.0, 'mAP@R': 1.0, 'RP': 1.0, 'R@1': 1.0, 'MRR': 1.0}
     """
+    if hierarchical and level != 0:
+        raise ValueError(f"level is {level}, and hierarchical measures all levels; leave one of them out")
+    if hierarchical:
+        metrics: RetrievalMetrics = HierarchicalMetrics(recall_at, also=also, search=search)
+    else:
+        metrics = RetrievalMetrics(recall_at, level, also=also, search=search)
     values = per_query_metrics(
-        embeddings,
-        labels,
-        ref_emb,
-        ref_labels,
-        index=index,
-        ref_index=ref_index,
-        recall_at=recall_at,
-        also=also,
-        level=level,
-        hierarchical=hierarchical,
-        search=search,
+        embeddings, labels, ref_emb, ref_labels, index=index, ref_index=ref_index, metrics=metrics
     )
     if all(value.isnan().all() for value in values.values()):
         rank_zero_warn("no query has a relevant item in the gallery: every metric is 0")
-    return {name: float(value.nanmean().nan_to_num()) for name, value in values.items()}
+    return {name: float(value) for name, value in metrics.mean(values).items()}
 
 
 def per_query_metrics(
@@ -85,22 +82,26 @@ def per_query_metrics(
     *,
     index: Tensor | None = None,
     ref_index: Tensor | None = None,
-    recall_at: Sequence[int] = (1, 10, 100, 1000),
-    also: Sequence[str] = (),
-    level: int = 0,
-    hierarchical: bool = False,
-    search: Search = _SEARCH,
+    metrics: RetrievalMetrics | None = None,
 ) -> dict[str, Tensor]:
-    """Each measure of each query ``[Q]``, NaN where it has nothing to retrieve: see :func:`retrieval_metrics`."""
-    if hierarchical:
-        metrics: RetrievalMetrics = HierarchicalMetrics(recall_at, also=also, search=search)
-    else:
-        metrics = RetrievalMetrics(recall_at, level, also=also, search=search)
-    metrics = metrics.to(embeddings.device)
+    """Each measure of each query ``[Q]``, NaN where it has nothing to retrieve.
+
+    Args:
+        embeddings: See :func:`retrieval_metrics`, as for all but the last.
+        labels: ``[Q]`` or ``[Q, L]``.
+        ref_emb: ``[N, D]``.
+        ref_labels: ``[N]`` or ``[N, L]``.
+        index: ``[Q]``.
+        ref_index: ``[N]``.
+        metrics: What to measure, and how to search; what it holds already is of no account. By default
+            :class:`~dml.metrics.RetrievalMetrics` as it is.
+    """
+    given = RetrievalMetrics() if metrics is None else metrics
+    metrics = given if given.device == embeddings.device else copy.deepcopy(given).to(embeddings.device)
     evaluation = _evaluation(embeddings, labels, ref_emb, ref_labels, index, ref_index)
     num_levels = evaluation.query_labels.shape[1]
-    if not 0 <= level < num_levels:
-        raise ValueError(f"level is {level}; the labels have levels 0 to {num_levels - 1}")
+    if not 0 <= metrics.level < num_levels:
+        raise ValueError(f"level is {metrics.level}; the labels have levels 0 to {num_levels - 1}")
     answered, values = metrics.per_query_of(evaluation)
     table = {name: value.new_full((len(embeddings),), torch.nan) for name, value in values.items()}
     return {name: row.index_copy(0, answered, values[name]) for name, row in table.items()}
@@ -119,22 +120,28 @@ def _evaluation(
         raise ValueError("ref_emb and ref_labels belong together: give both, or neither for leave-one-out")
     if (index is None) != (ref_index is None) or (ref_emb is None and index is not None):
         raise ValueError("index and ref_index belong together, and to ref_emb: leave-one-out knows what is what")
+    given = [("labels", labels, embeddings), ("index", index, embeddings)]
+    of_gallery = [("ref_labels", ref_labels, ref_emb), ("ref_index", ref_index, ref_emb)]
+    for name, values, about in [*given, *of_gallery]:
+        if values is not None and about is not None and len(values) != len(about):
+            raise ValueError(f"{name} has {len(values)} rows; there are {len(about)} embeddings")
     rows, device = torch.arange(len(embeddings), device=embeddings.device), embeddings.device
-    labels = labels.to(device).reshape(len(labels), -1)
+    labels = _of_levels(labels, device)
     if ref_emb is None or ref_labels is None:
         own, ref_emb, ref_labels = rows, embeddings, labels
     else:
         own = torch.full_like(rows, -1)
-        ref_labels = ref_labels.to(device).reshape(len(ref_labels), -1)
+        ref_labels = _of_levels(ref_labels, device)
         if index is not None and ref_index is not None:
             own = _places(index.to(device), ref_index.to(device))
-    for name, given, about in (("labels", labels, embeddings), ("ref_labels", ref_labels, ref_emb)):
-        if len(given) != len(about):
-            raise ValueError(f"{name} has {len(given)} rows; there are {len(about)} embeddings")
     if labels.shape[1] != ref_labels.shape[1]:
         raise ValueError(f"labels have {labels.shape[1]} levels and ref_labels {ref_labels.shape[1]}; they must agree")
     places = torch.arange(len(ref_emb), device=device)
     return Evaluation(rows, embeddings.detach().float(), labels, own, places, ref_emb.detach(), ref_labels)
+
+
+def _of_levels(labels: Tensor, device: torch.device) -> Tensor:
+    return (labels.unsqueeze(1) if labels.ndim == 1 else labels).to(device)
 
 
 def _places(index: Tensor, ref_index: Tensor) -> Tensor:

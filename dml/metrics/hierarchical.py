@@ -17,7 +17,7 @@ class HierarchicalMetrics(RetrievalMetrics):
     """Each measure at each label level, and H-AP, nDCG and ASI, which grade an item by how many levels it shares.
 
     Names end in the name of the level, but for the finest: ``AP``, ``AP_category``. ``AP_mean`` and so on are means
-    over the levels, the average accuracy of DyML. Values of all levels together are
+    of these over the levels, the average accuracy of DyML. Values of all levels together are
 
     - ``H-AP``, hierarchical average precision: Ramzi et al., "Hierarchical Average Precision Training for Pertinent
       Image Retrieval", ECCV 2022, https://arxiv.org/abs/2207.04873. An item that shares l of L levels has a relevance
@@ -58,10 +58,19 @@ class HierarchicalMetrics(RetrievalMetrics):
         self.alpha = alpha
         self.only = only
         self._names: tuple[str, ...] = ()
+        self._num_levels, self._of_each = 1, list[str]()
 
     def begin(self, dataset: EvaluatedDataset | None) -> None:
         """Take the names of the levels; without a dataset they are called ``level1`` and so on."""
         self._names = () if dataset is None else tuple(dataset.levels)
+
+    def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Mean of each measure over the queries that have it, and means of these over the levels."""
+        means = super().mean(values)
+        for name in self._of_each:
+            levels = [means[f"{name}{self._suffix(level)}"] for level in range(self._num_levels)]
+            means[f"{name}_mean"] = torch.stack(levels).mean()
+        return means
 
     def measured_blocks(self, evaluation: Evaluation) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """See :meth:`RetrievalMetrics.measured_blocks`.
@@ -71,6 +80,7 @@ class HierarchicalMetrics(RetrievalMetrics):
         """
         _check_nested(torch.cat([evaluation.query_labels, evaluation.gallery_labels]))
         none, num_levels = evaluation.query_index[:0], evaluation.query_labels.shape[1]
+        self._num_levels = num_levels
         yield none, self._values(_Pairs(evaluation.queries[:0], none, none, none, none, num_levels))
         same = SameLabel(evaluation.gallery_labels[:, -1])
         for rows, scores in self.scored_blocks(evaluation):
@@ -83,13 +93,11 @@ class HierarchicalMetrics(RetrievalMetrics):
 
     def _values(self, pairs: "_Pairs") -> dict[str, Tensor]:
         """Name and value ``[b]`` of each measure, NaN for queries that have nothing to retrieve in it."""
-        of_levels: list[dict[str, Tensor]] = []
         values: dict[str, Tensor] = {}
         for level in range(pairs.num_levels):
             measured = self._of(pairs, pairs.scores, pairs.shared >= pairs.num_levels - level)
-            of_levels.append(measured)
             values |= {f"{name}{self._suffix(level)}": value for name, value in measured.items()}
-        values |= {f"{name}_mean": torch.stack([each[name] for each in of_levels]).nanmean(dim=0) for name in measured}
+        self._of_each = list(measured)
         ranks = self._ranks(pairs, self._relevance(pairs))
         values["H-AP"] = average_precision(ranks)
         values["nDCG"] = ndcg(self._ranks(pairs, pairs.shared.to(pairs.scores.dtype).exp2() - 1))
@@ -122,7 +130,7 @@ class HierarchicalMetrics(RetrievalMetrics):
         num_levels = pairs.num_levels
         cell = pairs.query * (num_levels + 1) + pairs.shared
         population = torch.bincount(cell, minlength=len(pairs.own) * (num_levels + 1))
-        population = population.reshape(len(pairs.own), -1)
+        population = population.reshape(len(pairs.own), num_levels + 1)
         population[:, num_levels] += pairs.own >= 0
         weight = (pairs.shared.to(pairs.scores.dtype) / num_levels) ** self.alpha
         return weight / population[pairs.query, pairs.shared]

@@ -49,6 +49,7 @@ class _JudgedMetrics(RetrievalMetrics):
 
     def compute(self) -> dict[str, Tensor]:
         """Mean of each value over the queries that have it; 0, with a warning, if none has."""
+        self.search.seconds.clear()
         self.last_per_query = self.per_query()
         values = {name: value.nanmean() for name, value in self.last_per_query[1].items()}
         empty = [name for name, value in values.items() if value.isnan()]

@@ -32,6 +32,8 @@ from dml.ranking import (
 
 Measure = Callable[[Ranks], Tensor]
 
+_EXPECTED_BLOCK = 16
+
 _MEASURES: dict[str, Measure] = {"MRR": reciprocal_rank, "nDCG": ndcg}
 _MEASURES_AT_K: dict[str, Callable[[Ranks, int], Tensor]] = {
     "R": recall_at_k,
@@ -157,10 +159,15 @@ class RetrievalMetrics(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Mean of each measure over the queries that have something to retrieve; 0, with a warning, if none has."""
+        self.search.seconds.clear()
         index, values = self.per_query()
         self.last_per_query = index, values
         if len(index) == 0:
             rank_zero_warn("no query has a relevant item in the gallery: every metric is 0")
+        return self.mean(values)
+
+    def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Mean of each measure ``[Q]`` over the queries that have it; 0 if none has."""
         return {name: value.nansum() / (~value.isnan()).sum().clamp(min=1) for name, value in values.items()}
 
     def per_query(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -214,7 +221,8 @@ class RetrievalMetrics(Metric):
             evaluation.queries,
             evaluation.gallery,
             evaluation.own,
-            block_size=self.block_size,
+            # Of all places that an item may get, many are kept at a time if all items tie.
+            block_size=self.block_size or (_EXPECTED_BLOCK if self.search.ties == "expected" else None),
             share=self._share(),
             device=self.device,
         )

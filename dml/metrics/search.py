@@ -53,10 +53,11 @@ class Search:
                 raise ValueError(f"{name} is {value!r}; it must be one of {list(known)}")
         if self.distractors is not None:
             _mapped(self.distractors)
+        object.__setattr__(self, "stages", tuple(self.stages))  # or one without stages would not equal the default
 
     @functools.cached_property
     def seconds(self) -> dict[str, float]:
-        """What each stage has cost at the last evaluation."""
+        """What each stage has cost since this was cleared, as each evaluation does."""
         return {}
 
     def blocks(
@@ -84,7 +85,11 @@ class Search:
             image. The next block overwrites them.
         """
         parts = [gallery] if self.distractors is None else [gallery, _mapped(self.distractors)]
-        self.seconds.clear()
+        if self.distractors is not None and parts[1].shape[1] != queries.shape[1]:
+            raise ValueError(
+                f"distractors is {self.distractors!r}, of shape {list(parts[1].shape)}; queries are of dimension "
+                f"{queries.shape[1]}"
+            )
         if self.stages or self.reranker:
             # What is found for an item depends on all others: they have to be at hand.
             gallery = torch.cat([part.to(gallery) for part in parts]) if len(parts) > 1 else gallery
@@ -136,8 +141,10 @@ def _mapped(path: str) -> Tensor:
         raise ValueError(f"distractors is {path!r}, which is no file; it must be a .npy of float32 [N, D]")
     try:
         rows = np.load(where, mmap_mode="c", allow_pickle=False)  # copy on write, as torch has no read-only tensors
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise ValueError(f"distractors is {path!r}, which cannot be read as a .npy of numbers: {error}") from error
+    if not isinstance(rows, np.ndarray):
+        raise ValueError(f"distractors is {path!r}, an archive of arrays; it must be a .npy of one")
     if rows.ndim != 2 or rows.dtype not in (np.float32, np.float16) or not rows.flags.c_contiguous:
         raise ValueError(
             f"distractors is {path!r}, {rows.dtype} of shape {list(rows.shape)}; it must be float32 or float16, [N, D] "

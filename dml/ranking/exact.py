@@ -51,7 +51,8 @@ def ranks_of_pairs(
         item: ``[M]``, the column of each pair.
         relevance: ``[M]``, above 0; all 1 by default.
         ties: What a relevant item gets that has the same score as others. ``"pessimistic"``: the rank of the last of
-            them; so a model that gives every item one score is worth no more than chance. ``"optimistic"``: relevant
+            them, and the last of their places, where measures ask for places; so a model that gives every item one
+            score is worth no more than chance. ``"optimistic"``: relevant
             items come first, the most relevant first of all. ``"expected"``: each place with its probability if they
             come in random order, as pairs of a weight below 1, so that measures are their expectation over all orders.
 
@@ -67,13 +68,13 @@ def ranks_of_pairs(
         return _none(scores)
     own = scores[query, item]
     given = torch.ones_like(own) if relevance is None else relevance.to(scores.dtype)
-    pairs = _sorted_pairs(query, own, len(scores))
+    pairs = _sorted_pairs(query, own, len(scores), None if relevance is None else given)
     strictly = ties != "pessimistic"
     not_below, above = _counts(scores, pairs, strictly)
     reached, passed = _shared_relevance(pairs, None if relevance is None else given, strictly)
     ranks = Ranks(query, given, not_below, reached, torch.ones_like(own), len(scores))
     if not strictly:
-        return ranks
+        return ranks._replace(place=not_below - pairs.to_pairs(_behind_equals(pairs)))
     tied = TiedRanks(ranks, above, passed)
     return optimistic_ranks(tied) if ties == "optimistic" else expected_ranks(tied)
 
@@ -100,7 +101,7 @@ class _Pairs(NamedTuple):
         return padded.flatten()[self.place]
 
 
-def _sorted_pairs(query: Tensor, own: Tensor, num_queries: int) -> _Pairs:
+def _sorted_pairs(query: Tensor, own: Tensor, num_queries: int, relevance: Tensor | None) -> _Pairs:
     count = torch.bincount(query, minlength=num_queries)
     first = count.cumsum(0) - count
     count, rows = count.sort(descending=True, stable=True)
@@ -109,8 +110,11 @@ def _sorted_pairs(query: Tensor, own: Tensor, num_queries: int) -> _Pairs:
     position = torch.arange(int(count[0]), device=query.device)
     present = position < count[:, None]
     pair = (first[rows, None] + position) * present
-    ascending, order = own[pair].masked_fill_(~present, -torch.inf).sort(dim=1)
-    pair, present = pair.gather(1, order), present.flip(1)
+    if relevance is not None:  # of one score, the most relevant first, to be ranked last
+        order = relevance[pair].masked_fill_(~present, torch.inf).sort(dim=1, descending=True, stable=True).indices
+        pair, present = pair.gather(1, order), present.gather(1, order)
+    ascending, order = own[pair].masked_fill_(~present, -torch.inf).sort(dim=1, stable=True)
+    pair, present = pair.gather(1, order), present.gather(1, order)
     filled = present.flatten().nonzero().squeeze(1)
     place = torch.empty_like(query).index_put_((pair.flatten()[filled],), filled)
     return _Pairs(rows, count, pair, present, ascending, place)
@@ -174,6 +178,12 @@ def _shared_relevance(pairs: _Pairs, relevance: Tensor | None, strictly: bool) -
     return pairs.to_pairs(reached), pairs.to_pairs(passed)
 
 
+def _behind_equals(pairs: _Pairs) -> Tensor:
+    """How many relevant items of its score each item ``[q, P]`` is before, if they come in reverse of the row."""
+    place = torch.arange(pairs.own.shape[1], device=pairs.own.device)
+    return (place - torch.searchsorted(pairs.own, pairs.own)).to(pairs.own.dtype)
+
+
 def _tiers(relevance: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """By how much each next higher relevance of a query is higher ``[q, 1]``, and which items have at least that."""
     lower = torch.zeros_like(relevance[:, :1])
@@ -194,9 +204,12 @@ def _spans(num_rows: int, num_items: int, device: torch.device) -> list[slice]:
 
 
 def _joined(parts: list[Ranks], scores: Tensor) -> Ranks:
+    parts = [part for part in parts if len(part.query)] or parts[:1]
     query, relevance, rank, hrank, weight = (torch.cat(column) for column in zip(*(p[:5] for p in parts), strict=True))
+    place = [part.place for part in parts if part.place is not None]
     first = [part.first for part in parts if part.first is not None]
-    return Ranks(query, relevance, rank, hrank, weight, len(scores), torch.cat(first) if first else None)
+    more = (torch.cat(column) if column else None for column in (place, first))
+    return Ranks(query, relevance, rank, hrank, weight, len(scores), *more)
 
 
 def _none(scores: Tensor) -> Ranks:

@@ -1,7 +1,10 @@
 """Measures of a ranking: functions from :class:`~dml.ranking.ranks.Ranks` to one value per query ``[Q]``.
 
 Each exists once and serves as loss (soft ranks) and as metric (exact ranks). A query without relevant items scores 0.
-Where ranks are exact, ties count against the item: a relevant item shares its rank with the last item of its score.
+Where ranks are exact, ties count against the item. Precision at a relevant item is that at the last item of its score,
+as scikit-learn has it; whether it is among the first k, and its discount, are those of its place behind the irrelevant
+items of its score. So a precision does not depend on an order that scores do not give, relevant items of one score do
+not push each other out of the first k, and what is perfect is 1.
 """
 
 from dataclasses import dataclass
@@ -49,8 +52,7 @@ def average_precision_at_k(ranks: Ranks, k: int) -> Tensor:
     With ``k`` 100, the measure of Google Landmarks v2: Weyand et al., CVPR 2020, https://arxiv.org/abs/2004.01804. For
     exact ranks and binary relevance.
     """
-    retrieved = (ranks.rank <= k).to(ranks.rank.dtype)
-    precision = ranks.sum_per_query(ranks.weight * retrieved * ranks.hrank / ranks.rank)
+    precision = ranks.sum_per_query(ranks.weight * (_place(ranks) <= k) * ranks.hrank / ranks.rank)
     return precision / _num_relevant(ranks).clamp(min=1, max=k)
 
 
@@ -60,9 +62,9 @@ def ndcg(ranks: Ranks, k: int | None = None) -> Tensor:
     Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002. The ideal ranking is that of
     the whole gallery.
     """
-    gain = ranks.weight * ranks.relevance / (1 + ranks.rank).log2()
+    gain = ranks.weight * ranks.relevance / (1 + _place(ranks)).log2()
     if k is not None:
-        gain = gain * (ranks.rank <= k)
+        gain = gain * (_place(ranks) <= k)
     best_first = ranks.relevance.argsort(descending=True, stable=True)
     best_first = best_first[ranks.query[best_first].argsort(stable=True)]  # by query, then by relevance
     # Each item takes as many places as its weight says; the discounts of all places up to there are one sum.
@@ -125,21 +127,20 @@ class SoftRecall:
 def recall_at_k(ranks: Ranks, k: int) -> Tensor:
     """Recall@k as metric learning means it: 1 if any relevant item is among the first ``k``, else 0 ``[Q]``.
 
-    For exact ranks and binary relevance. Relevant items with one score do not push each other out of the first ``k``:
-    what counts is how many irrelevant ones are above. What other fields call recall is :func:`found_at_k`.
+    For exact ranks and binary relevance. What other fields call recall is :func:`found_at_k`.
     """
+    within = _place(ranks) <= k
     if ranks.first is not None:
-        return ranks.sum_per_query(ranks.first * (ranks.rank <= k))
-    hit = (ranks.rank - ranks.hrank < k).to(ranks.rank.dtype)
-    return ranks.sum_per_query(hit).clamp(max=1)
+        return ranks.sum_per_query(ranks.first * within)
+    return ranks.sum_per_query(within.to(ranks.rank.dtype)).clamp(max=1)
 
 
 def reciprocal_rank(ranks: Ranks) -> Tensor:
     """One over the rank of the first relevant item ``[Q]``; its mean is MRR. For exact ranks and binary relevance."""
     if ranks.first is not None:
         return ranks.sum_per_query(ranks.first / ranks.rank)
-    above = (ranks.rank - ranks.hrank).new_full((ranks.num_queries,), torch.inf)
-    return 1 / (1 + above.scatter_reduce(0, ranks.query, ranks.rank - ranks.hrank, "amin"))
+    inverse = 1 / _place(ranks)
+    return inverse.new_zeros(ranks.num_queries).scatter_reduce(0, ranks.query, inverse, "amax")
 
 
 def precision_at_k(ranks: Ranks, k: int) -> Tensor:
@@ -169,7 +170,7 @@ def mean_average_precision_at_r(ranks: Ranks) -> Tensor:
     binary relevance.
     """
     num_relevant = _num_relevant(ranks)
-    retrieved = (ranks.rank <= num_relevant[ranks.query]).to(ranks.rank.dtype)
+    retrieved = _place(ranks) <= num_relevant[ranks.query]
     precision = ranks.sum_per_query(ranks.weight * retrieved * ranks.hrank / ranks.rank)
     return precision / num_relevant.clamp(min=1)
 
@@ -186,12 +187,12 @@ def average_set_intersection(ranks: Ranks) -> Tensor:
     Args:
         ranks: Exact ranks; the relevance is the level, 1 to ``L``. Expected ranks give the ASI of the expected counts.
     """
-    num_relevant = _num_relevant(ranks).round()
+    num_relevant = _num_relevant(ranks)
     depth = torch.arange(1, int(num_relevant.max()) + 1 if len(num_relevant) else 1, device=ranks.rank.device)
     shared = ranks.rank.new_zeros(ranks.num_queries, len(depth))
-    within = ranks.rank <= len(depth)
+    within = _place(ranks) <= len(depth)
     query, place, weight, level_of = (
-        values[within] for values in (ranks.query, ranks.rank.long() - 1, ranks.weight, ranks.relevance)
+        values[within] for values in (ranks.query, _place(ranks).long() - 1, ranks.weight, ranks.relevance)
     )
     better = ranks.rank.new_zeros(ranks.num_queries, 1)
     for level in torch.unique(ranks.relevance).flip(0):
@@ -205,14 +206,14 @@ def average_set_intersection(ranks: Ranks) -> Tensor:
 
 
 def _num_relevant(ranks: Ranks) -> Tensor:
-    return ranks.sum_per_query(ranks.weight)
+    number = ranks.sum_per_query(ranks.weight)
+    return number if ranks.first is None else number.round()  # probabilities add up to a whole number, or almost
 
 
 def _found(ranks: Ranks, k: Tensor) -> Tensor:
-    """How many relevant items are among the first ``k [Q]``: at least, if the order of ties is not known."""
-    within = k[ranks.query]
-    if ranks.first is not None:
-        return ranks.sum_per_query(ranks.weight * (ranks.rank <= within))
-    # Behind the irrelevant items that are not below it, there is room for so many of the relevant ones.
-    found = torch.minimum(ranks.hrank, within - (ranks.rank - ranks.hrank))
-    return torch.zeros_like(k).scatter_reduce(0, ranks.query, found, "amax")
+    """How many relevant items are among the first ``k [Q]``."""
+    return ranks.sum_per_query(ranks.weight * (_place(ranks) <= k[ranks.query]))
+
+
+def _place(ranks: Ranks) -> Tensor:
+    return ranks.rank if ranks.place is None else ranks.place

@@ -5,7 +5,7 @@ letter    meaning
 ========  ==========================================================================
 ``Q``     queries, the rows of ``scores``
 ``N``     items of the gallery, the columns of ``scores``
-``M``     (query, relevant item) pairs, ordered by query, then by item
+``M``     (query, relevant item) pairs, ordered by query, then by item unless places are expected ones
 ``B, D``  embeddings of a batch and their dimension
 ``L``     label levels, finest first
 ========  ==========================================================================
@@ -32,7 +32,8 @@ class Ranks(NamedTuple):
     hrank: Tensor  # [M] relevance-weighted rank; with binary relevance, the rank among relevant items
     weight: Tensor  # [M] 1, except for binned rankers, where it is the soft count of the bin
     num_queries: int
-    first: Tensor | None = None  # [M] probability of being the first relevant item; None where the ranks tell
+    place: Tensor | None = None  # [M] rank if no two items had the same, irrelevant ones first; None if that is rank
+    first: Tensor | None = None  # [M] probability of being the first relevant item; None where the places tell
 
     def sum_per_query(self, values: Tensor) -> Tensor:
         """Sum ``values`` of shape ``[M]`` over the pairs of each query, to shape ``[Q]``."""

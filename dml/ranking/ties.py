@@ -34,8 +34,10 @@ def expected_ranks(tied: TiedRanks) -> Ranks:
     the others of its score are before it at place :math:`k` with probability :math:`(k - 1) / (c - 1)`. McSherry and
     Najork, "Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores", ECIR
     2008.
-    Items of one query, score and relevance make the same pairs, which are given once.
+    Items of one query, score and relevance make the same pairs, which are given once. All values are float64.
     """
+    # A group may be as large as the gallery: single precision would lose count of such small weights.
+    tied = TiedRanks(_in_double(tied.ranks), tied.above.double(), tied.passed.double())
     ranks, above, passed = tied
     order, group = _groups(tied, ranks.relevance)
     # One of each kind: query, score, relevance; and how many there are of it.
@@ -48,7 +50,7 @@ def expected_ranks(tied: TiedRanks) -> Ranks:
     size = ranks.rank[one] - above[one]  # c
     slot = torch.arange(len(one), device=order.device).repeat_interleave(size.long())
     # Places count from 0 within each kind.
-    place = torch.arange(len(slot), device=order.device) - (size.cumsum(0) - size).long()[slot]
+    place = torch.arange(len(slot), device=order.device) - (size.long().cumsum(0) - size.long())[slot]
     place, one_of = place.to(above.dtype), one[slot]
     own = ranks.relevance[one_of]
     others = ranks.hrank[one_of] - passed[one_of] - own
@@ -62,6 +64,11 @@ def expected_ranks(tied: TiedRanks) -> Ranks:
         num_queries=ranks.num_queries,
         first=_first(ranks, above, one, slot, place, size, num_relevant) * number[slot],
     )
+
+
+def _in_double(ranks: Ranks) -> Ranks:
+    doubles = {name: getattr(ranks, name).double() for name in ("relevance", "rank", "hrank", "weight")}
+    return ranks._replace(**doubles)
 
 
 def _groups(tied: TiedRanks, key: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,21 @@
 """LogRetrievalMetrics and MetricsTable, in a real trainer over embeddings that are given."""
 
+import re
+
 import pandas as pd
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
-from dml.callbacks import LogRetrievalMetrics, MetricsTable
-from dml.metrics import LandmarkMetrics, ReidentificationMetrics, RetrievalMetrics, TemplateMetrics
-from tests.callbacks.conftest import Colours
+from dml.callbacks import LogIntervals, LogRetrievalMetrics, MetricsTable
+from dml.data import RetrievalDataModule
+from dml.metrics import LandmarkMetrics, ReidentificationMetrics, RetrievalMetrics, Search, TemplateMetrics
+from dml.models import TimmEmbedder
+from dml.module import RetrievalModule
+from dml.stages import DatabaseAugmentation, KReciprocal, QueryExpansion
+from tests.callbacks.conftest import Colours, Spread
 
 # In order of angle: items 0 1 5 2 3 4, of classes 0 0 1 1 2 2. All but 2 and 3 find their like first.
 ANGLES = torch.tensor([0.0, 0.1, 1.0, 1.1, 1.25, 0.8])
@@ -100,6 +107,92 @@ def test_an_embedding_that_is_not_finite_names_its_image(tmp_path):
         trainer(tmp_path, LogRetrievalMetrics(RetrievalMetrics())).test(Given(angles), loader(), verbose=False)
 
 
+def said(caplog, stage):
+    """What was printed of the costs of an evaluation."""
+    return [record.message for record in caplog.records if record.message.startswith(f"{stage}: ")]
+
+
+@pytest.mark.parametrize(
+    ("missing", "unanswerable"),
+    [
+        ([], 0),
+        ([4], 1),  # 3 has lost the other of its class, and 4 still finds 3
+        ([3, 4, 5], 3),
+    ],
+)
+def test_queries_that_nothing_can_answer_are_counted(tmp_path, missing, unanswerable):
+    is_gallery = torch.ones(6, dtype=torch.bool)
+    is_gallery[missing] = False
+    run = trainer(tmp_path, LogRetrievalMetrics(RetrievalMetrics(recall_at=[1])))
+    for stage, evaluate in (("val", run.validate), ("test", run.test)):
+        evaluate(Given(is_gallery=is_gallery), loader(), verbose=False)
+        logged = {name for name in run.callback_metrics if "unanswerable" in name}
+        assert logged == ({f"{stage}/unanswerable"} if unanswerable else set())
+        assert all(run.callback_metrics[name] == unanswerable for name in logged)
+
+
+class Growing(Given):
+    """Has all images in its gallery only in its second epoch."""
+
+    def on_validation_epoch_start(self):
+        self.is_gallery = torch.arange(6) != 4 if self.current_epoch == 0 else torch.ones(6, dtype=torch.bool)
+
+
+def test_a_count_of_unanswerable_queries_is_not_left_from_the_epoch_before(tmp_path, capsys):
+    callbacks = LogRetrievalMetrics(RetrievalMetrics(recall_at=[1])), MetricsTable()
+    run = trainer(tmp_path, *callbacks, num_sanity_val_steps=0)
+    run.fit(Growing(), loader(), loader())
+    assert run.callback_metrics["val/unanswerable"] == 0
+    first, second = capsys.readouterr().out.split("validation, epoch ")[1:]
+    for table, cells in ((first, ["1.0000", "1.0000"]), (second, ["0.0000", "0.0000"])):  # the fewer, the better
+        rows = [row.strip("│").split("│") for row in table.splitlines() if row.startswith("│")]
+        assert [row[-1].strip() for row in rows] == cells
+
+
+def test_what_stages_cost_is_printed(tmp_path, caplog):
+    search = Search(stages=[DatabaseAugmentation(k=1), QueryExpansion(k=1)], reranker=KReciprocal(k1=2, k2=1))
+    callback = LogRetrievalMetrics(RetrievalMetrics(recall_at=[1], search=search))
+    trainer(tmp_path, callback).test(Given(), loader(), verbose=False)
+    (line,) = said(caplog, "test")
+    assert re.fullmatch(
+        r"test: 1\. DatabaseAugmentation \d\.\d s, 2\. QueryExpansion \d\.\d s, KReciprocal \d\.\d s", line
+    )
+    assert list(search.seconds) == ["1. DatabaseAugmentation", "2. QueryExpansion", "KReciprocal"]
+
+
+def test_without_stages_no_cost_is_printed(tmp_path, caplog):
+    trainer(tmp_path, LogRetrievalMetrics(RetrievalMetrics())).test(Given(), loader(), verbose=False)
+    assert not said(caplog, "test")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, []),
+        ({"flip": True}, ["view x1", "view x1 mirrored"]),
+        ({"scales": [1.0, 0.5]}, ["view x1", "view x0.5"]),
+    ],
+    ids=["one", "mirrored", "scales"],
+)
+def test_what_views_cost_is_printed(make_trainer, root, caplog, options, expected):
+    batches = {"classes_per_batch": 2, "samples_per_class": 2, "eval_batch_size": 5, "num_workers": 0}
+    data = RetrievalDataModule(Colours, str(root), eval_transforms=[v2.Resize((64, 64))], **batches)
+    embedder = TimmEmbedder("test_resnet", embedding_dim=4, pretrained=False, **options)
+    run = make_trainer(LogRetrievalMetrics(RetrievalMetrics()))
+    run.validate(RetrievalModule(embedder, Spread()), data, verbose=False)
+    lines = [line.removeprefix("val: ").split(", ") for line in said(caplog, "val")]
+    assert [re.sub(r" \d\.\d s$", "", part) for line in lines for part in line] == expected
+    assert embedder.view_seconds == {}  # the next evaluation starts anew
+
+
+def test_the_table_leaves_the_ends_of_intervals_out(tmp_path, capsys):
+    run = trainer(tmp_path, LogRetrievalMetrics(RetrievalMetrics(recall_at=[1])), LogIntervals(), MetricsTable())
+    run.test(Given(), loader(), verbose=False)
+    assert {"test/AP_low", "test/AP_high", "test/R@1_low", "test/R@1_high"} <= run.callback_metrics.keys()
+    table = next(line for line in capsys.readouterr().out.splitlines() if "mAP@R" in line)
+    assert [cell.strip() for cell in table.strip("┃").split("┃")] == ["", "AP", "mAP@R", "RP", "R@1"]
+
+
 class Turning(Given):
     """Gets worse in its second epoch: two classes swap places."""
 
@@ -145,15 +238,15 @@ class Faces(Colours):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "metrics", "expected"),
+    ("dataset", "metrics", "expected", "queries"),
     [
-        (Colours, ReidentificationMetrics(recall_at=[3]), {"CMC@3": 1}),  # there are three identities
-        (Landmarks, LandmarkMetrics(), {"mAP_E": 1, "mAP_H": (0 + 1 / 3) / 2, "mP@5_H": 1 / 3}),
-        (Faces, TemplateMetrics(), {"TAR@FAR=1e-1": 1, "top-1": 7 / 9}),  # b-2 looks like a, c-2 like b
+        (Colours, ReidentificationMetrics(recall_at=[3]), {"CMC@3": 1}, None),  # there are three identities
+        (Landmarks, LandmarkMetrics(), {"mAP_E": 1, "mAP_H": (0 + 1 / 3) / 2, "mP@5_H": 1 / 3}, ["c-3-query.png"]),
+        (Faces, TemplateMetrics(), {"TAR@FAR=1e-1": 1, "top-1": 7 / 9}, None),  # b-2 looks like a, c-2 like b
     ],
 )
 def test_a_protocol_beyond_labels_takes_what_it_needs_from_the_dataset(
-    make_trainer, module, datamodule, dataset, metrics, expected
+    make_trainer, module, datamodule, dataset, metrics, expected, queries
 ):
     datamodule.dataset = dataset
     callback = LogRetrievalMetrics(metrics)
@@ -162,7 +255,14 @@ def test_a_protocol_beyond_labels_takes_what_it_needs_from_the_dataset(
     assert {f"val/{name}" for name in expected} <= run.callback_metrics.keys()
     run.test(module, datamodule, verbose=False)
     assert {name: run.callback_metrics[f"test/{name}"].item() for name in expected} == pytest.approx(expected)
-    assert callback.per_query is None
+    if queries is None:
+        assert callback.per_query is None
+    else:
+        index, values = callback.per_query
+        assert datamodule.datasets["test"].index["path"].iloc[index.tolist()].tolist() == queries
+        assert {name: values[name].tolist() for name in expected} == {
+            name: [pytest.approx(value)] for name, value in expected.items()
+        }
 
 
 def test_judgements_are_read_only_for_metrics_that_want_them(make_trainer, module, datamodule):

@@ -10,7 +10,8 @@ from pytorch_lightning.loggers import WandbLogger
 from dml.callbacks import picture
 from dml.callbacks.metrics import LogRetrievalMetrics
 from dml.callbacks.picture import QUERY, RIGHT, WRONG, Retrieval, RetrievalPicture, draw_retrievals, nearest_neighbours
-from dml.metrics import RetrievalMetrics
+from dml.metrics import HierarchicalMetrics, LandmarkMetrics, ReidentificationMetrics, RetrievalMetrics
+from tests.callbacks.test_metrics import Landmarks
 
 from .conftest import COLOURS, SIZES, Colours, paint
 
@@ -121,6 +122,37 @@ def test_one_picture_per_evaluation_with_the_same_random_queries(make_trainer, m
     seeds = [with_metrics(num_random=3, seed=seed)[0] for seed in range(5)]
     chosen = [seed._sections(metrics.metrics, *metrics.per_query)["random queries"] for seed in seeds]
     assert len({tuple(r.query for r in retrievals) for retrievals in chosen}) > 1
+
+
+@pytest.mark.parametrize("metrics", [LandmarkMetrics(), ReidentificationMetrics(recall_at=[1])])
+def test_no_picture_without_average_precision(make_trainer, module, datamodule, drawn, metrics, tmp_path):
+    datamodule.dataset = Landmarks
+    callback = RetrievalPicture()
+    make_trainer(callback, LogRetrievalMetrics(metrics)).test(module, datamodule, verbose=False)
+    assert not drawn
+    assert callback.last_path is None
+    assert not (tmp_path / "run" / "pictures").exists()
+
+
+@pytest.mark.filterwarnings("ignore:no query has a relevant item")
+def test_no_picture_of_no_query(make_trainer, module, datamodule, drawn, root):
+    for path in root.glob("*-[1-9]-*.png"):
+        path.unlink()
+    callback, metrics = with_metrics()
+    make_trainer(callback, metrics).test(module, datamodule, verbose=False)
+    assert metrics.metrics.num_unanswerable == 3
+    assert not drawn
+
+
+def test_of_several_levels_the_finest_is_drawn(make_trainer, module, datamodule, drawn, root):
+    paint(root, "d-0-both", (10, 200, 200), (8, 8))  # alone in its class, not in its half
+    callback, metrics = RetrievalPicture(num_worst=20), LogRetrievalMetrics(HierarchicalMetrics(recall_at=[1]))
+    make_trainer(callback, metrics).test(module, datamodule, verbose=False)
+    (sections, figure), = drawn  # fmt: skip
+    assert len(metrics.per_query[0]) == 11
+    assert sorted(retrieval.query for retrieval in sections["worst queries"]) == QUERIES
+    assert f"of {len(QUERIES)} queries" in texts(figure)[1]
+    assert "nan" not in "".join(texts(figure))
 
 
 def test_picture_shows_the_images(make_trainer, module, datamodule, drawn):

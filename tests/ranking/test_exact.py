@@ -4,11 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dml.ranking.exact import exact_ranks
+from dml.ranking.exact import exact_ranks, ranks_of_pairs
 from dml.ranking.pairwise import pairwise_ranks
 from dml.ranking.reference import reference_ranks
 from dml.ranking.steps import heaviside
-from tests.ranking.rankings import LEVELS, assert_same_ranks, rankings
+from tests.ranking.rankings import LEVELS, assert_same_ranks, rankings, untied_ranking
 from tests.ranking.restated_steps import restated_heaviside
 
 
@@ -126,3 +126,67 @@ def test_inputs_are_left_alone():
     exact_ranks(*inputs)
     for tensor, copy in zip(inputs, copies, strict=True):
         assert torch.equal(tensor, copy)
+
+
+def test_without_ties_it_does_not_matter_what_they_get():
+    scores, relevance, valid = untied_ranking(20, 90)
+    ranks = exact_ranks(scores, relevance, valid)
+    assert_same_ranks(exact_ranks(scores, relevance, valid, ties="optimistic"), ranks)
+    expected = exact_ranks(scores, relevance, valid, ties="expected")
+    for row in range(20):  # in order of rank
+        assert expected.rank[expected.query == row].tolist() == sorted(ranks.rank[ranks.query == row].tolist())
+    assert (expected.weight == 1).all()
+
+
+def test_a_worked_example_of_ties():
+    # 0.9: relevant; 0.5: two irrelevant items and one of relevance 1/2 and one of 1
+    scores = torch.tensor([[0.5, 0.5, 0.9, 0.5, 0.5]], dtype=torch.float64)
+    relevance = torch.tensor([[0.0, 0.5, 1.0, 0.0, 1.0]], dtype=torch.float64)
+    valid = torch.ones_like(scores, dtype=torch.bool)
+    ranks = exact_ranks(scores, relevance, valid, ties="optimistic")
+    assert ranks.rank.tolist() == [3, 1, 2]
+    assert ranks.hrank.tolist() == [1.5, 1, 2]
+    ranks = exact_ranks(scores, relevance, valid, ties="expected")
+    of_last = (ranks.relevance == 1) & (ranks.rank > 1)
+    assert ranks.rank[of_last].tolist() == [2, 3, 4, 5]
+    assert ranks.weight[of_last].tolist() == [0.25] * 4
+    # The item of relevance 1/2 is before it never, with probability 1/3, 2/3, and always.
+    torch.testing.assert_close(ranks.hrank[of_last], 2 + 0.5 * torch.arange(4, dtype=torch.float64) / 3)
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "optimistic", "expected"])
+def test_queries_are_ranked_apart(ties):
+    """Rows with many relevant items, which are sorted, beside rows with few, which are counted, and with none."""
+    scores, relevance, valid = large_ranking(30, 120, [0.0, 1.0], num_scores=9)
+    relevance *= (
+        torch.rand(relevance.shape, generator=torch.Generator().manual_seed(1)) < torch.arange(30)[:, None] / 30
+    )
+    together = exact_ranks(scores, relevance, valid, ties=ties)
+    for row in range(30):
+        alone = exact_ranks(scores[row, None], relevance[row, None], valid[row, None], ties=ties)
+        for name in ("relevance", "rank", "hrank", "weight"):
+            torch.testing.assert_close(getattr(together, name)[together.query == row], getattr(alone, name), msg=name)
+
+
+def test_given_pairs_are_ranked_in_any_number_and_order_of_items():
+    scores = torch.tensor([[0.1, 0.4, 0.4, -0.3], [0.9, 0.8, 0.8, 0.8]])
+    ranks = ranks_of_pairs(scores, torch.tensor([0, 0, 1]), torch.tensor([3, 1, 2]))
+    assert ranks.rank.tolist() == [4, 2, 4]
+    assert ranks.hrank.tolist() == [2, 1, 1]
+
+
+def test_the_scores_of_pairs_are_left_alone():
+    """Though sorting takes place in memory that is there already."""
+    scores = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    copy, pair = scores.clone(), torch.arange(150)
+    ranks = ranks_of_pairs(scores, pair // 50, pair % 50)
+    assert torch.equal(scores, copy)
+    assert torch.equal(ranks.rank.view(3, 50).long(), 1 + scores.argsort(descending=True).argsort())
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "optimistic", "expected"])
+def test_zeros_of_both_signs_tie(ties):
+    scores, zeros = torch.tensor([[0.0, -0.0] * 20]), torch.zeros(1, 40)
+    relevance = (torch.arange(40) % 4 < 3).float()[None]
+    actual = exact_ranks(scores, relevance, relevance >= 0, ties=ties)
+    assert_same_ranks(actual, exact_ranks(zeros, relevance, relevance >= 0, ties=ties))

@@ -7,7 +7,18 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import average_precision_score, ndcg_score
 
 from dml.ranking.exact import exact_ranks
-from dml.ranking.measures import average_precision, mean_average_precision_at_r, ndcg, r_precision, recall_at_k
+from dml.ranking.measures import (
+    average_precision,
+    average_precision_at_k,
+    average_set_intersection,
+    found_at_k,
+    mean_average_precision_at_r,
+    ndcg,
+    precision_at_k,
+    r_precision,
+    recall_at_k,
+    reciprocal_rank,
+)
 from dml.ranking.pairwise import pairwise_ranks
 from dml.ranking.ranks import Ranks
 from dml.ranking.steps import Sigmoid
@@ -15,15 +26,17 @@ from dml.ranking.steps import Sigmoid
 GRID = [*np.linspace(-1, 1, 9).tolist(), -0.0]  # few values: many ties, half of them negative
 
 
-def recall_at_2(ranks):
-    return recall_at_k(ranks, 2)
+def at_2(measure):
+    def measured(ranks):
+        return measure(ranks, 2)
+
+    measured.__name__ = f"{measure.__name__} 2"
+    return measured
 
 
-every_measure = pytest.mark.parametrize(
-    "measure",
-    [average_precision, recall_at_2, r_precision, mean_average_precision_at_r, ndcg],
-    ids=lambda f: f.__name__,
-)
+WHOLE = [average_precision, average_set_intersection, mean_average_precision_at_r, ndcg, r_precision, reciprocal_rank]
+CUT = [average_precision_at_k, found_at_k, ndcg, recall_at_k]
+every_measure = pytest.mark.parametrize("measure", [*WHOLE, *map(at_2, CUT)], ids=lambda f: f.__name__)
 
 
 @st.composite
@@ -100,10 +113,19 @@ def test_graded_relevance_is_the_gain_of_ndcg():
     assert_values(ndcg(ranks), gained / (7 / np.log2(2) + 3 / np.log2(3) + 1 / np.log2(4)))
 
 
-def test_tied_items_share_the_discount_of_the_last():
-    # both relevant items have rank 3
+def test_tied_items_are_discounted_as_if_the_least_relevant_came_first():
     ranks = ranks_of([0.9, 0.9, 0.9], [0, 1, 0.5])
-    assert_values(ndcg(ranks), (1.5 / np.log2(4)) / (1 + 0.5 / np.log2(3)))
+    assert_values(ndcg(ranks), (0.5 / np.log2(3) + 1 / np.log2(4)) / (1 + 0.5 / np.log2(3)))
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "expected", "optimistic"])
+def test_equal_items_of_the_class_do_not_spoil_a_perfect_ranking(ties):
+    scores = torch.tensor([[0.9, 0.9, 0.9, 0.2, 0.1]])
+    ranks = exact_ranks(scores, scores > 0.5, scores > 0, ties=ties)
+    measures = (average_precision, ndcg, r_precision, mean_average_precision_at_r, reciprocal_rank)
+    at_one = [measure(ranks, 1) for measure in (recall_at_k, precision_at_k, found_at_k, ndcg)]
+    at_one.append(average_precision_at_k(ranks, 1))
+    assert [value.item() for value in [*(measure(ranks) for measure in measures), *at_one]] == pytest.approx([1] * 10)
 
 
 def test_weights_weigh_the_pairs():
@@ -159,7 +181,8 @@ def test_collapsed_embeddings_score_chance(num_relevant, num_items):
     assert_values(average_precision(ranks), num_relevant / num_items)
     num_irrelevant = num_items - num_relevant
     assert_values(r_precision(ranks), max(0, num_relevant - num_irrelevant) / num_relevant)  # irrelevant ones first
-    assert_values(mean_average_precision_at_r(ranks), 0)
+    among_first = max(0, num_relevant - num_irrelevant)
+    assert_values(mean_average_precision_at_r(ranks), among_first / num_relevant * num_relevant / num_items)
     assert_values(recall_at_k(ranks, num_irrelevant), 0)
     assert_values(recall_at_k(ranks, num_irrelevant + 1), 1)
 
@@ -185,13 +208,13 @@ def untied_gains(draw):
 
 
 @settings(max_examples=50, deadline=None)
-@given(untied_gains())
-def test_ndcg_is_that_of_scikit_learn(ranking):
+@given(untied_gains(), st.sampled_from([None, 1, 2, 5, 10]))
+def test_ndcg_is_that_of_scikit_learn(ranking, k):
     scores, gains, valid = ranking
-    actual = ndcg(ranks_of(*ranking))
+    actual = ndcg(ranks_of(*ranking), k)
     for query, kept in enumerate(valid):
         if kept.sum() > 1:  # scikit-learn refuses a gallery of one
-            expected = ndcg_score(gains[query : query + 1, kept], scores[query : query + 1, kept])
+            expected = ndcg_score(gains[query : query + 1, kept], scores[query : query + 1, kept], k=k)
             assert actual[query].item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -207,10 +230,10 @@ def test_measures_at_a_cut_match_counting(ranking):
             assert recall_at_k(ranks, k)[query] == listed[:k].any()
 
         precisions = []
-        for score in scores[relevant]:
-            rank = (scores >= score).sum()  # a tie with anything, relevant or not, costs the rank ...
-            if rank <= relevant.sum():
-                precisions.append((relevant & (scores >= score)).sum() / rank)  # ... and precision counts who ties
+        for place, hit in enumerate(listed, start=1):
+            if hit and place <= relevant.sum():
+                score = np.sort(scores)[::-1][place - 1]
+                precisions.append((relevant & (scores >= score)).sum() / (scores >= score).sum())  # and who ties
         num_relevant = max(relevant.sum(), 1)
         assert r_precision(ranks)[query].item() == pytest.approx(listed[:num_relevant].sum() / num_relevant, abs=1e-12)
         assert mean_average_precision_at_r(ranks)[query].item() == pytest.approx(
@@ -242,3 +265,38 @@ def test_recall_grows_with_k_until_everything_is_found(ranking):
 def test_measures_have_the_precision_of_the_ranks(measure, dtype):
     scores, everything = torch.rand(3, 5).to(dtype), torch.ones(3, 5, dtype=torch.bool)
     assert measure(exact_ranks(scores, scores > 0.5, everything)).dtype == dtype
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "optimistic", "expected"])
+@settings(max_examples=50, deadline=None)
+@given(ranking=binary_rankings())
+def test_measures_of_the_first_item_agree(ties, ranking):
+    scores, relevant, valid = map(torch.tensor, ranking)
+    ranks = exact_ranks(scores, relevant, valid, ties=ties)
+    first = recall_at_k(ranks, 1)
+    for measure in (precision_at_k, found_at_k):
+        torch.testing.assert_close(measure(ranks, 1), first)
+    assert (reciprocal_rank(ranks) >= first - 1e-12).all()
+    for k in range(1, 11):
+        assert (recall_at_k(ranks, k) >= precision_at_k(ranks, k) - 1e-12).all()
+        assert (recall_at_k(ranks, k) >= found_at_k(ranks, k) - 1e-12).all()
+    if ties == "pessimistic":  # without the others, a cut at the length of the list is no cut
+        torch.testing.assert_close(average_precision_at_k(ranks, 9), average_precision(ranks))
+        torch.testing.assert_close(ndcg(ranks, 9), ndcg(ranks))
+
+
+def test_a_list_without_ties_at_k():
+    # ranks 1, 3, 4 of 3
+    ranks = ranks_of([0.9, 0.8, 0.1, -0.6, -0.9], [1, 0, 1, 1, 0])
+    assert_values(
+        torch.cat([average_precision_at_k(ranks, k) for k in (1, 2, 3, 9)]), 1, 1 / 2, 5 / 9, (5 / 3 + 3 / 4) / 3
+    )
+    assert_values(torch.cat([precision_at_k(ranks, k) for k in (1, 2, 3, 9)]), 1, 1 / 2, 2 / 3, 3 / 9)
+    assert_values(torch.cat([found_at_k(ranks, k) for k in (1, 2, 3, 9)]), 1, 1 / 2, 2 / 3, 1)
+    assert_values(reciprocal_rank(ranks_of([0.9, 0.8, 0.7], [0, 0, 1])), 1 / 3)
+
+
+def test_set_intersection_of_levels():
+    # levels 1, 2, 0, 2; of the best order 2, 2, 1, and R = 3: 0 / 1, 1 / 2 and 2 / 3 are shared
+    assert_values(average_set_intersection(ranks_of([0.9, 0.8, 0.7, 0.6], [1, 2, 0, 2])), (0 + 1 / 2 + 2 / 3) / 3)
+    assert_values(average_set_intersection(ranks_of([0.9, 0.8, 0.7], [2, 2, 1])), 1)
