@@ -49,8 +49,9 @@ class WritePerQuery(Callback):
     ``frame.attrs`` holds what the evaluation was: ``protocol``, ``level``, ``num_gallery``, ``measures``,
     ``dml_version`` and others. :func:`~dml.metrics.uncertainty.paired_test` compares two such files.
 
-    Nothing is written without :class:`LogRetrievalMetrics` among the trainer's callbacks, or without a
-    :class:`~dml.data.RetrievalDataModule`, which knows the paths.
+    It searches once more, which costs what the evaluation of the metric did. Nothing is written without
+    :class:`LogRetrievalMetrics` among the trainer's callbacks, or without a :class:`~dml.data.RetrievalDataModule`,
+    which knows the paths.
 
     Args:
         folder: Where the files go, ``test.parquet`` and, one for each validation, ``val-epoch003-step000123.parquet``;
@@ -111,6 +112,8 @@ class WritePerQuery(Callback):
             "num_gallery": len(queries_and_gallery.gallery_index),
             "distractors": metrics.search.distractors,
             "ties": metrics.search.ties,
+            "precision": metrics.search.precision,
+            "stages": [type(stage).__name__ for stage in (*metrics.search.stages, metrics.search.reranker) if stage],
             "measures": list(measures),
             "dataset": type(dataset).__name__,
             "split": dataset.split,

@@ -21,7 +21,6 @@ from torchvision.transforms.v2 import functional
 from dml.callbacks.metrics import LogRetrievalMetrics
 from dml.data import RetrievalDataset, UnreadableImageError
 from dml.metrics import RetrievalMetrics
-from dml.ranking import score_blocks
 
 # Hues of Okabe and Ito, made for the colour-blind; wrong neighbours have a cross as well.
 RIGHT, WRONG, QUERY = "#009e73", "#d55e00", "#33475b"
@@ -137,7 +136,7 @@ class RetrievalPicture(Callback):
 def nearest_neighbours(
     metrics: RetrievalMetrics, queries: Tensor, average_precision: Tensor, num_neighbours: int
 ) -> list[Retrieval]:
-    """Retrieve for a few queries, by inner products: cosines, as embeddings are of unit norm.
+    """Retrieve for a few queries, as the metric searches; distractors, of which there is no picture, are left out.
 
     Args:
         metrics: Holds the evaluation.
@@ -145,13 +144,14 @@ def nearest_neighbours(
         average_precision: ``[Q]``.
         num_neighbours: At most so many; never the query itself, and none twice.
     """
-    index, embeddings, labels, _, is_gallery = metrics.images()
-    labels = labels[:, metrics.level]
-    rows = torch.searchsorted(index, queries)
-    blocks = score_blocks(embeddings[rows.to(embeddings.device)], [embeddings], device=index.device)
-    scores = torch.cat([block.clone() for _, block in blocks])
-    scores.masked_fill_(~is_gallery | (index == queries[:, None]), -torch.inf)
-    is_right = labels[rows, None] == labels
+    asked = metrics.images().split()
+    rows = torch.searchsorted(asked.query_index, queries)
+    index, labels = asked.gallery_index, asked.gallery_labels[:, metrics.level]
+    blocks = metrics.search.blocks(
+        asked.queries[rows.to(asked.queries.device)], asked.gallery, asked.own[rows], device=index.device
+    )
+    scores = torch.cat([block[:, : len(index)].clone() for _, block in blocks])
+    is_right = asked.query_labels[rows, metrics.level, None] == labels
     # Ties count against the item, as in the metric: the wrong ones first.
     wrong_first = is_right.long().argsort(dim=1, stable=True)
     ranked = scores.gather(1, wrong_first).argsort(dim=1, descending=True, stable=True)[:, :num_neighbours]

@@ -38,7 +38,7 @@ class ClusteringMetrics(RetrievalMetrics):
         self,
         recall_at: Sequence[int] = (1, 10, 100, 1000),
         level: int = 0,
-        block_size: int = 128,
+        block_size: int | None = None,
         also: Sequence[str] = (),
         search: Search = Search(),  # noqa: B008  # frozen
         num_iterations: int = 20,

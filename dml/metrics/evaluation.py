@@ -56,6 +56,30 @@ class Evaluation(NamedTuple):
     gallery_labels: Tensor  # [N, L]
 
 
+def once(images: Images, order: Tensor, is_first: Tensor) -> Images:
+    """Images of which some came repeatedly, each once, with all roles that it came with.
+
+    Args:
+        images: As they came.
+        order: ``[n]``, that puts the same images together.
+        is_first: ``[n]`` bool, in that order, where another image starts.
+
+    Raises:
+        ValueError: If the labels of one differ.
+    """
+    group, first = is_first.cumsum(0) - 1, order[is_first]
+    labels = images.labels[order]
+    different = (labels != labels[is_first][group]).any(dim=1)
+    if different.any():
+        raise ValueError(f"image {int(images.index[order][different][0])} came with several labels")
+    is_query, is_gallery = (
+        torch.zeros_like(order[is_first]).index_add_(0, group, role[order].long()) > 0
+        for role in (images.is_query, images.is_gallery)
+    )
+    embeddings = images.embeddings[first.to(images.embeddings.device)]
+    return Images(images.index[first], embeddings, images.labels[first], is_query, is_gallery)
+
+
 def _rows(values: Tensor, rows: Tensor) -> Tensor:
     """Rows in ascending order; without a copy if they are all."""
     return values if len(rows) == len(values) else values[rows.to(values.device)]

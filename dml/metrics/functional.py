@@ -10,7 +10,7 @@ from torchmetrics.utilities import rank_zero_warn
 from dml.metrics.evaluation import Evaluation
 from dml.metrics.hierarchical import HierarchicalMetrics
 from dml.metrics.retrieval import RetrievalMetrics
-from dml.metrics.search import Search
+from dml.metrics.search import Search, in_precision
 
 _SEARCH = Search()
 
@@ -98,7 +98,9 @@ def per_query_metrics(
     """
     given = RetrievalMetrics() if metrics is None else metrics
     metrics = given if given.device == embeddings.device else copy.deepcopy(given).to(embeddings.device)
-    evaluation = _evaluation(embeddings, labels, ref_emb, ref_labels, index, ref_index)
+    queries = in_precision(embeddings, given.search)
+    gallery = None if ref_emb is None else ref_emb.detach()  # converted a tile at a time
+    evaluation = _evaluation(queries, labels, gallery, ref_labels, index, ref_index)
     num_levels = evaluation.query_labels.shape[1]
     if not 0 <= metrics.level < num_levels:
         raise ValueError(f"level is {metrics.level}; the labels have levels 0 to {num_levels - 1}")
@@ -137,10 +139,12 @@ def _evaluation(
     if labels.shape[1] != ref_labels.shape[1]:
         raise ValueError(f"labels have {labels.shape[1]} levels and ref_labels {ref_labels.shape[1]}; they must agree")
     places = torch.arange(len(ref_emb), device=device)
-    return Evaluation(rows, embeddings.detach().float(), labels, own, places, ref_emb.detach(), ref_labels)
+    return Evaluation(rows, embeddings, labels, own, places, ref_emb, ref_labels)
 
 
 def _of_levels(labels: Tensor, device: torch.device) -> Tensor:
+    if labels.ndim not in (1, 2):
+        raise ValueError(f"labels have shape {list(labels.shape)}; they must be [Q] or [Q, L]")
     return (labels.unsqueeze(1) if labels.ndim == 1 else labels).to(device)
 
 

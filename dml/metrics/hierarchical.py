@@ -81,12 +81,17 @@ class HierarchicalMetrics(RetrievalMetrics):
         _check_nested(torch.cat([evaluation.query_labels, evaluation.gallery_labels]))
         none, num_levels = evaluation.query_index[:0], evaluation.query_labels.shape[1]
         self._num_levels = num_levels
-        yield none, self._values(_Pairs(evaluation.queries[:0], none, none, none, none, num_levels))
+        nothing = torch.empty(0, 1, device=none.device)
+        yield none, self._values(_Pairs(nothing, none, none, none, none, num_levels))
         same = SameLabel(evaluation.gallery_labels[:, -1])
-        for rows, scores in self.scored_blocks(evaluation):
+        for rows, scores in self.scored_blocks(evaluation, same.largest):
             labels, own = evaluation.query_labels[rows], evaluation.own[rows]
             query, item = same.pairs(labels[:, -1], own)
-            shared = (labels[query] == evaluation.gallery_labels[item]).sum(dim=1)
+            shared = torch.zeros_like(query)
+            for own_labels, other_labels in zip(
+                labels.unbind(dim=1), evaluation.gallery_labels.unbind(dim=1), strict=True
+            ):
+                shared += own_labels[query] == other_labels[item]
             answerable = torch.bincount(query, minlength=len(scores)) > 0
             values = self._values(_Pairs(scores, query, item, shared, own, num_levels))
             yield evaluation.query_index[rows][answerable], {name: value[answerable] for name, value in values.items()}

@@ -14,6 +14,8 @@ class SameLabel:
     def __init__(self, labels: Tensor) -> None:
         self._labels, inverse, self._count = torch.unique(labels, return_inverse=True, return_counts=True)
         self._items = inverse.argsort(stable=True)  # by label, and of one label in order
+        self.largest = int(self._count.max()) if len(self._count) else 0
+        """How many items the most frequent label has."""
         self._start = self._count.cumsum(0) - self._count
 
     def pairs(self, labels: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,6 @@
 """Retrieval metrics over the whole gallery."""
 
-import functools
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed
@@ -13,35 +9,23 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from dml.metrics.evaluation import EvaluatedDataset, Evaluation, Images
+from dml.metrics.evaluation import EvaluatedDataset, Evaluation, Images, once
+from dml.metrics.named import named_measure
+from dml.metrics.processes import gathered
 from dml.metrics.relevant import SameLabel
-from dml.metrics.search import Search
+from dml.metrics.search import Search, in_precision
 from dml.ranking import (
     Ranks,
     average_precision,
-    average_precision_at_k,
-    found_at_k,
     mean_average_precision_at_r,
-    ndcg,
-    precision_at_k,
     r_precision,
     ranks_of_pairs,
     recall_at_k,
-    reciprocal_rank,
 )
 
-Measure = Callable[[Ranks], Tensor]
-
-_EXPECTED_BLOCK = 16
-
-_MEASURES: dict[str, Measure] = {"MRR": reciprocal_rank, "nDCG": ndcg}
-_MEASURES_AT_K: dict[str, Callable[[Ranks, int], Tensor]] = {
-    "R": recall_at_k,
-    "P": precision_at_k,
-    "found": found_at_k,
-    "mAP": average_precision_at_k,
-    "nDCG": ndcg,
-}
+# A pair of query and relevant item takes a few hundred bytes while it is ranked, as much as that many scores.
+_PAIRS_PER_ITEM = 50
+_MOST_PAIRS = 2**20
 
 
 class RetrievalMetrics(Metric):
@@ -58,7 +42,8 @@ class RetrievalMetrics(Metric):
     Args:
         recall_at: Values of k.
         level: Which column of the labels is the class, 0 for the finest.
-        block_size: Queries ranked at a time, by default as many as are fast; memory is ``block_size * N`` floats.
+        block_size: Queries ranked at a time, by default as many as are fast and take little memory: ``block_size * N``
+            floats, and some dozens for each pair of a query and a relevant item.
         also: More measures by name: ``MRR``; ``nDCG``, with a gain of 1; and for any k ``P@k``, the share of the first
             k that is relevant; ``found@k``, the relevant ones among the first k over ``min(R, k)``, which other fields
             call recall; ``mAP@k``, over ``min(R, k)``; ``nDCG@k``; ``R@k``.
@@ -92,14 +77,14 @@ class RetrievalMetrics(Metric):
         search: Search = Search(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__()
-        if not all(k >= 1 for k in recall_at):
-            raise ValueError(f"recall_at is {list(recall_at)}; each k must be at least 1")
+        if not all(isinstance(k, int) and k >= 1 for k in recall_at):
+            raise ValueError(f"recall_at is {list(recall_at)}; each k must be a whole number, at least 1")
         if block_size is not None and block_size < 1:
             raise ValueError(f"block_size is {block_size}; it is a number of queries, at least 1")
         self.recall_at = tuple(recall_at)
         self.level = level
         self.block_size = block_size
-        self.also = {name: _measure(name) for name in also}
+        self.also = {name: named_measure(name) for name in also}
         self.search = search
         self.last_per_query: tuple[Tensor, dict[str, Tensor]] | None = None
         """What :meth:`per_query` gave at the last :meth:`compute`."""
@@ -107,7 +92,7 @@ class RetrievalMetrics(Metric):
         """How many queries had nothing to retrieve at the last :meth:`per_query`."""
         for state in ("embeddings", "labels", "index", "is_query", "is_gallery"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
-        self.dist_sync_fn = self.dist_sync_fn or _gathered
+        self.dist_sync_fn = self.dist_sync_fn or gathered
 
     def begin(self, dataset: EvaluatedDataset | None) -> None:
         """Prepare for the evaluation of a dataset, before its first batch: here, labels say all there is to know.
@@ -136,26 +121,31 @@ class RetrievalMetrics(Metric):
             is_gallery: ``[B]`` bool; by default every image is in the gallery.
 
         Raises:
-            ValueError: If an embedding is not finite, or the labels have no such level.
+            ValueError: If an embedding is not finite, lengths differ, or the labels have no such level.
         """
+        if labels.ndim not in (1, 2):
+            raise ValueError(f"labels have shape {list(labels.shape)}; they must be [B] or [B, L]")
         labels = labels.unsqueeze(1) if labels.ndim == 1 else labels
+        everything = torch.ones_like(index, dtype=torch.bool)
+        is_query = everything if is_query is None else is_query.bool()
+        is_gallery = everything if is_gallery is None else is_gallery.bool()
         if not 0 <= self.level < labels.shape[1]:
             raise ValueError(f"level is {self.level}; the labels have levels 0 to {labels.shape[1] - 1}")
-        if not len(embeddings) == len(labels) == len(index):
+        if not len(embeddings) == len(labels) == len(index) == len(is_query) == len(is_gallery):
             raise ValueError(
-                f"lengths differ: {len(embeddings)} embeddings, {len(labels)} labels, {len(index)} indices"
+                f"lengths differ: {len(embeddings)} embeddings, {len(labels)} labels, {len(index)} indices, "
+                f"{len(is_query)} of is_query, {len(is_gallery)} of is_gallery"
             )
         finite = embeddings.isfinite().all(dim=1)
         if not finite.all():
             culprits = index[~finite].tolist()
             raise ValueError(f"{len(culprits)} embeddings are not finite, those of images {culprits[:5]}")
-        everything = torch.ones_like(index, dtype=torch.bool)
-        kept = embeddings.detach().float()
+        kept = in_precision(embeddings, self.search)
         self.embeddings.append(kept.cpu() if self.search.keep_on == "cpu" else kept)
         self.labels.append(labels)
-        self.index.append(index)
-        self.is_query.append(everything if is_query is None else is_query)
-        self.is_gallery.append(everything if is_gallery is None else is_gallery)
+        self.index.append(index.long())
+        self.is_query.append(is_query)
+        self.is_gallery.append(is_gallery)
 
     def compute(self) -> dict[str, Tensor]:
         """Mean of each measure over the queries that have something to retrieve; 0, with a warning, if none has."""
@@ -189,7 +179,10 @@ class RetrievalMetrics(Metric):
         return index, dict(zip(names, table.to(evaluation.queries.dtype).unbind(dim=1), strict=True))
 
     def measures(self, ranks: Ranks) -> dict[str, Tensor]:
-        """Name and per-query value ``[Q]`` of each measure; of a query without relevant items, it is of no account."""
+        """Name and per-query value ``[Q]`` of each measure; of a query without relevant items, it is of no account.
+
+        It is also asked of no query at all, for the names.
+        """
         recalls = {f"R@{k}": recall_at_k(ranks, k) for k in self.recall_at}
         return {
             "AP": average_precision(ranks),
@@ -200,18 +193,30 @@ class RetrievalMetrics(Metric):
         }
 
     def images(self) -> Images:
-        """Every image once, in order of ``index``."""
-        index, order = dim_zero_cat(self.index).sort()
-        order = order[index.diff(prepend=index[:1] - 1) > 0]  # drop repeated indices
+        """Every image once, in order of ``index``; it has each role that it was given.
+
+        Raises:
+            ValueError: If there is none, or the labels of one differ.
+        """
+        if len(self.index) == 0:
+            raise ValueError(f"there are no images; call update of {type(self).__name__} with some first")
+        index, order = dim_zero_cat(self.index).sort(stable=True)
+        is_first = index.diff(prepend=index[:1] - 1) > 0
         columns = [
             dim_zero_cat(each) for each in (self.index, self.embeddings, self.labels, self.is_query, self.is_gallery)
         ]
-        if len(order) < len(index) or (order.diff() < 0).any():  # embeddings may be large: no copy unless there is need
+        if not is_first.all():
+            return once(Images(*columns), order, is_first)
+        if (order.diff() < 0).any():  # embeddings may be large: no copy unless there is need
             columns = [column[order.to(column.device)] for column in columns]
         return Images(*columns)
 
-    def scored_blocks(self, evaluation: Evaluation) -> Iterator[tuple[slice, Tensor]]:
+    def scored_blocks(self, evaluation: Evaluation, num_relevant: int = 1) -> Iterator[tuple[slice, Tensor]]:
         """Scores of the queries of this process, a block at a time.
+
+        Args:
+            evaluation: What to retrieve from what.
+            num_relevant: Relevant items that a query has at most; many make the blocks smaller.
 
         Yields:
             Which queries; and their scores ``[b, N]`` with the gallery, then with the distractors of :attr:`search`,
@@ -221,8 +226,7 @@ class RetrievalMetrics(Metric):
             evaluation.queries,
             evaluation.gallery,
             evaluation.own,
-            # Of all places that an item may get, many are kept at a time if all items tie.
-            block_size=self.block_size or (_EXPECTED_BLOCK if self.search.ties == "expected" else None),
+            block_size=self.block_size or self._block_size(len(evaluation.gallery), num_relevant),
             share=self._share(),
             device=self.device,
         )
@@ -233,14 +237,20 @@ class RetrievalMetrics(Metric):
         The first block is empty, so that there is one.
         """
         none = evaluation.query_index[:0]
-        yield none, self.measures(ranks_of_pairs(evaluation.queries[:0], none, none))
+        yield none, self.measures(ranks_of_pairs(torch.empty(0, 1, device=none.device), none, none))
         same = SameLabel(evaluation.gallery_labels[:, self.level])
-        for rows, scores in self.scored_blocks(evaluation):
+        for rows, scores in self.scored_blocks(evaluation, same.largest):
             query, item = same.pairs(evaluation.query_labels[rows, self.level], evaluation.own[rows])
             ranks = ranks_of_pairs(scores, query, item, ties=self.search.ties)
             answerable = torch.bincount(query, minlength=len(scores)) > 0
             values = {name: value[answerable] for name, value in self.measures(ranks).items()}
             yield evaluation.query_index[rows][answerable], values
+
+    def _block_size(self, num_items: int, num_relevant: int) -> int | None:
+        """Queries of a block whose pairs take no more memory than their scores; None for as many as are fast."""
+        # Each item may get each place if all tie.
+        pairs = max(num_relevant, num_items if self.search.ties == "expected" else 1)
+        return None if pairs * _PAIRS_PER_ITEM <= num_items else max(1, _MOST_PAIRS // pairs)
 
     def _share(self) -> tuple[int, int]:
         """Which of the blocks of queries are this process's: all, if it does not have the images of all processes."""
@@ -256,34 +266,3 @@ class RetrievalMetrics(Metric):
             table = torch.cat(gather_all_tensors(table, self.process_group))
         index, order = index.sort()
         return index, table[order]
-
-
-def _measure(name: str) -> Measure:
-    kind, _, k = name.partition("@")
-    if not k and name in _MEASURES:
-        return _MEASURES[name]
-    if re.fullmatch("[1-9][0-9]*", k) and kind in _MEASURES_AT_K:
-        return _AtK(_MEASURES_AT_K[kind], int(k))
-    known = [*_MEASURES, *(f"{at}@k" for at in _MEASURES_AT_K)]
-    raise ValueError(f"also has {name!r}; a measure is one of {known}, with k at least 1")
-
-
-@dataclass(frozen=True)
-class _AtK:
-    measure: Callable[[Ranks, int], Tensor]
-    k: int
-
-    def __call__(self, ranks: Ranks) -> Tensor:
-        return self.measure(ranks, self.k)
-
-
-def _gathered(tensor: Tensor, group: Any = None) -> list[Tensor]:
-    """Of each process; what is kept on the host is sent from host to host."""
-    if not tensor.is_cuda and torch.distributed.get_backend(group) == "nccl":  # which knows no other memory
-        group = _of_hosts()
-    return gather_all_tensors(tensor, group)
-
-
-@functools.cache
-def _of_hosts() -> Any:
-    return torch.distributed.new_group(backend="gloo")

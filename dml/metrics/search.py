@@ -26,7 +26,8 @@ class Search:
         ties: What a relevant item gets that has the score of others: ``"pessimistic"``, the rank of the last of them;
             ``"optimistic"``, the best; ``"expected"``, the mean over all orders. See
             :func:`dml.ranking.ranks_of_pairs`.
-        precision: Of the scores. TF32 and bfloat16 tie items that differ, which costs them ranks.
+        precision: Of the scores. TF32 and bfloat16 tie items that differ, which costs them ranks. What stages and a
+            reranker find is found in float32.
         keep_on: Where embeddings wait for the end of the evaluation: on the device of the model, or in the memory of
             the host, from where a gallery too large for the device is brought to it piece by piece.
         distractors: A ``.npy`` file of float32 or float16 ``[N, D]``, embeddings that are relevant to no query, as
@@ -92,7 +93,9 @@ class Search:
             )
         if self.stages or self.reranker:
             # What is found for an item depends on all others: they have to be at hand.
-            gallery = torch.cat([part.to(gallery) for part in parts]) if len(parts) > 1 else gallery
+            where = queries.device if device is None else device
+            queries, own = queries.to(where, torch.float32), own.to(where)
+            gallery = torch.cat([part.to(where, torch.float32) for part in parts])
             for number, stage in enumerate(self.stages, start=1):
                 name = f"{number}. {type(stage).__name__}"
                 queries, gallery = self._timed(name, queries, functools.partial(stage, queries, gallery, own))
@@ -151,3 +154,9 @@ def _mapped(path: str) -> Tensor:
             "in row order"
         )
     return torch.from_numpy(rows)
+
+
+def in_precision(embeddings: Tensor, search: Search) -> Tensor:
+    """Embeddings as they are searched: in float64 if the scores are to be, else in float32."""
+    exact = search.precision == "float64" and embeddings.dtype == torch.float64
+    return embeddings.detach() if exact else embeddings.detach().float()

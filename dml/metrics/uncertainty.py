@@ -18,7 +18,7 @@ Values: TypeAlias = Tensor | npt.NDArray[Any] | pd.Series
 _Floats: TypeAlias = npt.NDArray[np.float64]
 
 _CELLS = 2**21  # of a block of draws, so that memory does not grow with the number of classes
-_PROTOCOL = ("protocol", "level", "num_gallery", "distractors", "ties")
+_PROTOCOL = ("protocol", "level", "num_gallery", "distractors", "ties", "precision")
 
 
 class Interval(NamedTuple):

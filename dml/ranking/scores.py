@@ -1,5 +1,6 @@
 """Scores of many queries against a gallery of any size, in memory or on disk."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
@@ -48,7 +49,7 @@ def score_blocks(
         Which queries, and their scores ``[b, N]``, in memory that the next block overwrites.
 
     Raises:
-        ValueError: If an embedding is not finite, dimensions differ, or an argument is out of range.
+        ValueError: If an embedding or a score is not finite, dimensions differ, or an argument is out of range.
     """
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size is {block_size}; it is a number of queries, at least 1")
@@ -57,7 +58,7 @@ def score_blocks(
     for part in gallery:
         if part.ndim != 2 or part.shape[1] != queries.shape[1]:
             raise ValueError(f"gallery has shape {list(part.shape)}; queries are {list(queries.shape)}, D last")
-    _check_finite("queries", queries, 0)
+    largest = _largest("queries", queries, 0)
     num_items = sum(len(part) for part in gallery)
     block_size = block_size or max(1, _BLOCK_SCORES // max(1, num_items) // TILE[0]) * TILE[0]
     # Blocks of less than a tile are handed out one by one from what is computed at once.
@@ -68,13 +69,13 @@ def score_blocks(
     gallery = [part for part in gallery if len(part)]
     tiles = [_padded(rows, width) for part in gallery for rows in torch.split(part, width)]  # views but for the last
     columns = [min(width, len(part) - first) for part in gallery for first in range(0, len(part), width)]
-    unchecked = True  # the gallery is looked through once, with the first block, rather than read twice
+    unchecked: float | None = largest  # the gallery is looked through with the first block, rather than read twice
     for start in range(share[0] * size, len(queries), share[1] * size):
         stop = min(start + size, len(queries))
         if len(scores) < stop - start:
             scores = scores.new_empty(stop - start, num_items)
         _fill(scores[: stop - start], queries[start:stop], list(zip(tiles, columns, strict=True)), precision, unchecked)
-        unchecked = False
+        unchecked = None
         for first in range(start, stop, block_size):
             rows = slice(first, min(first + block_size, stop))
             yield rows, scores[first - start : rows.stop - start]
@@ -82,7 +83,7 @@ def score_blocks(
 
 @torch.no_grad()
 def _fill(
-    scores: Tensor, queries: Tensor, gallery: list[tuple[Tensor, int]], precision: ScorePrecision, check: bool
+    scores: Tensor, queries: Tensor, gallery: list[tuple[Tensor, int]], precision: ScorePrecision, largest: float | None
 ) -> None:
     """Put the scores of queries into ``scores [b, N]``.
 
@@ -91,7 +92,7 @@ def _fill(
         queries: ``[b, D]``.
         gallery: Tiles, and how many of their rows are items.
         precision: Of the products.
-        check: Whether to look for items that are not finite.
+        largest: Number in the queries, with which those of the gallery must not overflow; None if that is known.
     """
     dtype = torch.bfloat16 if precision == "bfloat16" else scores.dtype
     blocks = [_padded(rows.to(dtype), TILE[0]) for rows in torch.split(queries.to(scores.device), TILE[0])]
@@ -101,8 +102,12 @@ def _fill(
         matmul_precision("high" if precision == "tf32" else "highest"),
     ):
         for tile, number in gallery:
-            if check:
-                _check_finite("gallery", tile[:number], first)
+            if largest is not None and (
+                largest * _largest("gallery", tile[:number], first) * tile.shape[1] > torch.finfo(dtype).max
+            ):
+                raise ValueError(
+                    f"scores overflow: queries hold numbers up to {largest:g}; embeddings are of unit norm"
+                )
             items = tile.to(scores.device, dtype)
             for row, block in enumerate(blocks):
                 product = torch.mm(block, items.T, out=product.resize_(len(block), len(items)))
@@ -123,10 +128,14 @@ def _padded(rows: Tensor, num_rows: int) -> Tensor:
     return torch.cat([rows, rows.new_zeros(num_rows - len(rows), rows.shape[1])])
 
 
-def _check_finite(name: str, embeddings: Tensor, first: int) -> None:
-    # A sum is finite only if all its terms are, and takes a pass that writes nothing; it may overflow, so look again.
-    if not embeddings.sum().isfinite():
+def _largest(name: str, embeddings: Tensor, first: int) -> float:
+    """The largest number in embeddings, whatever its sign; a ValueError names the rows of those that are not finite."""
+    if embeddings.numel() == 0:
+        return 0.0
+    low, high = embeddings.detach().aminmax()
+    largest = max(-float(low), float(high))
+    if not math.isfinite(largest) or math.isnan(float(low)):
         broken = (~embeddings.isfinite().all(dim=1)).nonzero().squeeze(1)
-        if len(broken):
-            rows = (first + broken[:5]).tolist()
-            raise ValueError(f"{name} has embeddings that are not finite, {len(broken)} of them here: rows {rows}")
+        rows = (first + broken[:5]).tolist()
+        raise ValueError(f"{name} has embeddings that are not finite, {len(broken)} of them here: rows {rows}")
+    return largest

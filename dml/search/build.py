@@ -150,6 +150,16 @@ def _replace(folder: Path, out: Path) -> None:
     if not out.exists():
         folder.rename(out)
         return
+    others = sorted(
+        {path.name for path in out.iterdir()}
+        - {path.name for path in folder.iterdir()}
+        - {GALLERY, QUERIES, IMAGES, FACTS}
+    )
+    if others:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ValueError(
+            f"out is {str(out)!r}, which holds more than an index, such as {others[:3]}; remove them first"
+        )
     old = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.old")
     out.rename(old)
     try:
