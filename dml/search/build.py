@@ -51,6 +51,9 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         raise ValueError(f"out is {str(out)!r}, which is there and is not an index: it is left alone")
     if not overwrite:
         raise ValueError(f"out is {str(out)!r}, where there is an index already; --overwrite replaces it")
+    others = sorted({path.name for path in out.iterdir()} - {GALLERY, QUERIES, IMAGES, FACTS})
+    if others:
+        raise ValueError(f"out is {str(out)!r}, an index with other files in its folder, {others[:3]}: move them away")
 
 
 def build_index(
@@ -150,16 +153,6 @@ def _replace(folder: Path, out: Path) -> None:
     if not out.exists():
         folder.rename(out)
         return
-    others = sorted(
-        {path.name for path in out.iterdir()}
-        - {path.name for path in folder.iterdir()}
-        - {GALLERY, QUERIES, IMAGES, FACTS}
-    )
-    if others:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise ValueError(
-            f"out is {str(out)!r}, which holds more than an index, such as {others[:3]}; remove them first"
-        )
     old = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.old")
     out.rename(old)
     try:

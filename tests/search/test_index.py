@@ -197,6 +197,15 @@ def test_a_failed_build_leaves_the_old_index(tmp_path, monkeypatch):
     assert SearchIndex(tmp_path / "a").count == 40
 
 
+def test_what_else_is_in_the_folder_is_not_lost(tmp_path):
+    build_index(embedded(clusters(30)), Flat(), tmp_path / "a")
+    (tmp_path / "a" / "notes.txt").write_text("dear")
+    with pytest.raises(ValueError, match=r"other files in its folder, \['notes.txt'\]: move them away"):
+        build_index(embedded(clusters(40)), Flat(), tmp_path / "a", overwrite=True)
+    assert (tmp_path / "a" / "notes.txt").read_text() == "dear"
+    assert SearchIndex(tmp_path / "a").count == 30
+
+
 def test_a_folder_that_is_no_index_is_left_alone(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.txt").write_text("dear")
