@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=2, help="after a warm-up; the median is taken")
+    parser.add_argument("--pairs", type=float, default=1e8, help="beyond which peers that hold all pairs are left out")
     parser.add_argument("--memory", type=float, default=12.0, help="GiB of host memory beyond which a call fails")
     parser.add_argument("--distractors", type=int, default=1_000_000)
     parser.add_argument("--distractor_dim", type=int, default=2048)
@@ -71,17 +72,18 @@ def compare(arguments: argparse.Namespace) -> None:
     for size in arguments.sizes:
         embeddings, labels = gallery(size, arguments.dim)
         blocks = {f"product, {rows} queries a block": product(embeddings, rows) for rows in (128, 256, 512)}
-        ways = {"dml, 9 measures": ours(embeddings, labels), **blocks, **peers(embeddings, labels)}
-        ways = {name: way for name, way in ways.items() if runs(way, name)}
-        seconds = dict(zip(ways, timed(list(ways.values()), arguments.turns), strict=True))
+        ways = {"dml, 9 measures": ours(embeddings, labels), **blocks, **peers(embeddings, labels, arguments.pairs)}
+        measured = {name: found for name, way in ways.items() if (found := value_and_memory(way)) is not None}
+        seconds = dict(zip(measured, timed([ways[name] for name in measured], arguments.turns), strict=True))
         floor = min(seconds[name] for name in blocks)
-        for name, way in ways.items():
-            value = way()
-            average_precision = f"{value['AP']:.4f}" if value else "-"
+        for name in ways:
+            if name not in measured:
+                print(f"| {size} | {name} | out of memory | - | - | - | - |", flush=True)
+                continue
+            average_precision, added = measured[name]
             error = f"{largest_error(embeddings, labels):.1e}" if name.startswith("dml") else "-"
-            added = memory_added(way, "cpu") / 2**20
-            cells = f"{seconds[name]:.2f} | {seconds[name] / floor:.2f} | {added:.0f} | {average_precision} | {error}"
-            print(f"| {size} | {name} | {cells} |", flush=True)
+            cells = f"{seconds[name]:.2f} | {seconds[name] / floor:.2f} | {added / 2**20:.0f} | {average_precision}"
+            print(f"| {size} | {name} | {cells} | {error} |", flush=True)
 
 
 Way = Callable[[], dict[str, float] | None]
@@ -118,8 +120,8 @@ def product(embeddings: Tensor, rows: int) -> Way:
     return multiply
 
 
-def peers(embeddings: Tensor, labels: Tensor) -> dict[str, Way]:
-    """What other libraries offer, where the pairs fit into memory."""
+def peers(embeddings: Tensor, labels: Tensor, most_pairs: float) -> dict[str, Way]:
+    """What other libraries offer; those that hold all pairs, up to so many."""
     included = ("mean_average_precision", "mean_average_precision_at_r", "r_precision", "precision_at_1")
 
     def calculate(neighbours: str | None) -> Way:
@@ -139,21 +141,20 @@ def peers(embeddings: Tensor, labels: Tensor) -> dict[str, Way]:
         metric.update(scores[others], (labels[:, None] == labels)[others], indexes=query[others])
         return {"AP": float(metric.compute())}
 
-    return {
-        "PML, R neighbours": calculate("max_bin_count"),
-        "PML, all neighbours": calculate(None),
-        "torchmetrics": torchmetrics,
-    }
+    some: dict[str, Way] = {"PML, R neighbours": calculate("max_bin_count")}
+    if len(labels) ** 2 > most_pairs:
+        return some
+    return {**some, "PML, all neighbours": calculate(None), "torchmetrics": torchmetrics}
 
 
-def runs(way: Way, name: str) -> bool:
-    """Whether there is memory enough; this is the warm-up."""
+def value_and_memory(way: Way) -> tuple[str, float] | None:
+    """AP and the bytes that it takes, or None where there is not memory enough. It is the warm-up as well."""
+    values: list[dict[str, float] | None] = []
     try:
-        way()
-    except (RuntimeError, MemoryError) as error:
-        print(f"{name}: out of memory ({str(error).splitlines()[0][:60]})", file=sys.stderr)
-        return False
-    return True
+        added = memory_added(lambda: values.append(way()), "cpu")
+    except (RuntimeError, MemoryError):
+        return None
+    return (f"{values[0]['AP']:.4f}" if values[0] else "-"), added
 
 
 def timed(ways: list[Way], turns: int) -> list[float]:

@@ -11,13 +11,13 @@ from dml.ranking.precision import matmul_precision
 
 ScorePrecision = Literal["float64", "float32", "tf32", "bfloat16"]
 
-# All products have one shape, so many queries and about so many items, padded with zeros where they run out. What a
-# matrix product rounds off depends on its shape and, at its edges, on where a row is: without this, duplicates would
-# not tie, and scores would change with the number of queries. Products of this size are the fastest on a CPU, too.
-TILE = 128, 2048
-_MULTIPLE = 64  # of items: whole vectors of any processor
+# All products have one shape, at most so many queries and items, padded with zeros where they run out. What a matrix
+# product rounds off depends on its shape and, at its edges, on where a row is: without this, duplicates would not tie,
+# and scores would change with the size of a block. Products of this size are the fastest on a CPU, too.
+_TILE_QUERIES, _TILE_ITEMS = 512, 2048
+_MULTIPLE = 64  # of both: whole vectors of any processor
 _MAX_SCORES = 2**27  # of a block: 512 MiB of float32
-_BLOCK_SCORES = 2**22  # of a block whose size is not given, or those of one tile of queries
+_BLOCK_SCORES = 2**22  # of a block whose size is not given, or those of one tile
 
 
 def score_blocks(
@@ -31,8 +31,8 @@ def score_blocks(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Inner products of all queries with the whole gallery, a block of queries at a time.
 
-    A score depends on the two embeddings and on the size of the gallery: not on the place of either, on which other
-    queries there are, or on ``block_size``. So equal embeddings tie. Queries and gallery may lie elsewhere than the
+    A score depends on the two embeddings and on how many queries and items there are: not on the place of either, on
+    what the others are, or on ``block_size``. So equal embeddings tie. Queries and gallery may lie elsewhere than the
     scores, in the memory of the host or in a file mapped into memory: a block and a tile at a time are brought to the
     device.
 
@@ -60,12 +60,13 @@ def score_blocks(
             raise ValueError(f"gallery has shape {list(part.shape)}; queries are {list(queries.shape)}, D last")
     largest = _largest("queries", queries, 0)
     num_items = sum(len(part) for part in gallery)
-    block_size = block_size or max(1, _BLOCK_SCORES // max(1, num_items) // TILE[0]) * TILE[0]
+    most = max(1, _MAX_SCORES // max(1, num_items))
+    height, width = _even(len(queries), min(_TILE_QUERIES, most)), _even(num_items, _TILE_ITEMS)
+    block_size = block_size or max(1, _BLOCK_SCORES // max(1, num_items) // height) * height
     # Blocks of less than a tile are handed out one by one from what is computed at once.
-    size = max(1, min(-(-block_size // TILE[0]) * TILE[0], _MAX_SCORES // max(1, num_items)))
+    size = min(-(-block_size // height) * height, most if most < height else most // height * height)
     device = queries.device if device is None else device
     scores = torch.empty(0, dtype=torch.float64 if precision == "float64" else torch.float32, device=device)
-    width = _width(num_items)
     gallery = [part for part in gallery if len(part)]
     tiles = [_padded(rows, width) for part in gallery for rows in torch.split(part, width)]  # views but for the last
     columns = [min(width, len(part) - first) for part in gallery for first in range(0, len(part), width)]
@@ -74,7 +75,8 @@ def score_blocks(
         stop = min(start + size, len(queries))
         if len(scores) < stop - start:
             scores = scores.new_empty(stop - start, num_items)
-        _fill(scores[: stop - start], queries[start:stop], list(zip(tiles, columns, strict=True)), precision, unchecked)
+        blocks = [_padded(rows, height) for rows in torch.split(queries[start:stop].to(device), height)]
+        _fill(scores[: stop - start], blocks, list(zip(tiles, columns, strict=True)), precision, unchecked)
         unchecked = None
         for first in range(start, stop, block_size):
             rows = slice(first, min(first + block_size, stop))
@@ -83,20 +85,25 @@ def score_blocks(
 
 @torch.no_grad()
 def _fill(
-    scores: Tensor, queries: Tensor, gallery: list[tuple[Tensor, int]], precision: ScorePrecision, largest: float | None
+    scores: Tensor,
+    queries: Sequence[Tensor],
+    gallery: Sequence[tuple[Tensor, int]],
+    precision: ScorePrecision,
+    largest: float | None,
 ) -> None:
     """Put the scores of queries into ``scores [b, N]``.
 
     Args:
         scores: ``[b, N]``.
-        queries: ``[b, D]``.
+        queries: Tiles; rows behind the b-th are of no account.
         gallery: Tiles, and how many of their rows are items.
         precision: Of the products.
         largest: Number in the queries, with which those of the gallery must not overflow; None if that is known.
     """
     dtype = torch.bfloat16 if precision == "bfloat16" else scores.dtype
-    blocks = [_padded(rows.to(dtype), TILE[0]) for rows in torch.split(queries.to(scores.device), TILE[0])]
-    product, first = scores.new_empty(0, dtype=dtype), 0
+    height, first = len(queries[0]), 0
+    blocks = [rows.to(dtype) for rows in queries]
+    product = scores.new_empty(height, len(gallery[0][0]) if gallery else 0, dtype=dtype)
     with (
         torch.autocast(scores.device.type, enabled=False),
         matmul_precision("high" if precision == "tf32" else "highest"),
@@ -110,16 +117,16 @@ def _fill(
                 )
             items = tile.to(scores.device, dtype)
             for row, block in enumerate(blocks):
-                product = torch.mm(block, items.T, out=product.resize_(len(block), len(items)))
-                target = scores[row * TILE[0] : (row + 1) * TILE[0], first : first + number]
+                torch.mm(block, items.T, out=product)
+                target = scores[row * height : (row + 1) * height, first : first + number]
                 target.copy_(product[: len(target), :number])
             first += number
 
 
-def _width(num_items: int) -> int:
-    """Items of a tile: as many as make tiles of one width, with little to pad."""
-    num_tiles = max(1, -(-num_items // TILE[1]))
-    return max(1, -(-num_items // (num_tiles * _MULTIPLE))) * _MULTIPLE
+def _even(number: int, most: int) -> int:
+    """Rows of a tile: as many as make tiles of one size, with little to pad."""
+    num_tiles = max(1, -(-number // most))
+    return max(1, -(-number // (num_tiles * _MULTIPLE))) * _MULTIPLE
 
 
 def _padded(rows: Tensor, num_rows: int) -> Tensor:

@@ -112,7 +112,7 @@ def test_a_gallery_too_large_for_a_block_makes_smaller_blocks(monkeypatch, most)
 
 def test_a_block_is_overwritten_by_the_next():
     """As the docstring warns: no memory grows with the number of blocks."""
-    kept = [scores for _, scores in score_blocks(embeddings(256), [embeddings(10)], block_size=128)]
+    kept = [scores for _, scores in score_blocks(embeddings(1024), [embeddings(10)], block_size=512)]
     assert kept[0].data_ptr() == kept[1].data_ptr()
 
 
@@ -154,7 +154,7 @@ def test_the_precision_of_products_is_the_one_asked_for(monkeypatch, around, pre
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(around)
     try:
-        for _ in score_blocks(embeddings(200), [embeddings(10)], precision=precision):
+        for _ in score_blocks(embeddings(600), [embeddings(10)], precision=precision):
             assert torch.get_float32_matmul_precision() == around  # also between the blocks
     finally:
         torch.set_float32_matmul_precision(before)

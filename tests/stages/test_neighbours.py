@@ -65,10 +65,10 @@ def test_memory_does_not_grow_with_the_square():
                     largest = max(largest, tensor.numel())
             return result
 
-    gallery = normalize(torch.randn(3000, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    gallery = normalize(torch.randn(6000, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     with Watch():
-        nearest(gallery, gallery, 5, torch.arange(3000))
-    assert largest < 3000 * 3000 / 4
+        nearest(gallery, gallery, 5, torch.arange(6000))
+    assert largest < 6000 * 6000 / 4
 
 
 def test_nothing_to_find_or_to_ask():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import dml.stages
+from dml.metrics import Search
 from dml.models import TimmEmbedder
 from dml.stages import DatabaseAugmentation, KReciprocal, PCAWhitening, QueryExpansion, Reranker, Stage
 from tests.stages.galleries import embeddings
@@ -34,8 +35,7 @@ def known(tmp_path, monkeypatch):
 def build(*names, **changes):
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("-c", action=jsonargparse.ActionConfigFile)
-    parser.add_argument("--stages", type=list[Stage], default=[])
-    parser.add_argument("--reranker", type=Reranker | None, default=None)
+    parser.add_class_arguments(Search, "search")
     parser.add_class_arguments(TimmEmbedder, "model.embedder")
     small = {"name": "test_resnet", "pretrained": "false"}
     options = [f"--model.embedder.{key}={value}" for key, value in small.items()]
@@ -55,14 +55,14 @@ def test_each_has_an_overlay():
 @pytest.mark.parametrize("name", BUILT)
 def test_overlay_builds_its_stage(name):
     built = build(name)
-    found = [*built.stages, *([] if built.reranker is None else [built.reranker])]
+    found = [*built.search.stages, *([] if built.search.reranker is None else [built.search.reranker])]
     assert [type(stage) for stage in found] == [BUILT[name]]
 
 
 def test_overlays_add_up_in_their_order():
     built = build("pca_whitening", "database_augmentation", "flip", "query_expansion", "k_reciprocal", "multi_scale")
-    assert [type(stage) for stage in built.stages] == [PCAWhitening, DatabaseAugmentation, QueryExpansion]
-    assert isinstance(built.reranker, KReciprocal)
+    assert [type(stage) for stage in built.search.stages] == [PCAWhitening, DatabaseAugmentation, QueryExpansion]
+    assert isinstance(built.search.reranker, KReciprocal)
     embedder = built.model.embedder
     assert [view.name for view in embedder.multi_scale.views] == [
         f"x{scale}{mirrored}" for scale in ("1", "0.7071", "0.5") for mirrored in ("", " mirrored")
