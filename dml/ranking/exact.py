@@ -51,10 +51,10 @@ def ranks_of_pairs(
         item: ``[M]``, the column of each pair.
         relevance: ``[M]``, above 0; all 1 by default.
         ties: What a relevant item gets that has the same score as others. ``"pessimistic"``: the rank of the last of
-            them, and the last of their places, where measures ask for places; so a model that gives every item one
-            score is worth no more than chance. ``"optimistic"``: relevant
-            items come first, the most relevant first of all. ``"expected"``: each place with its probability if they
-            come in random order, as pairs of a weight below 1, so that measures are their expectation over all orders.
+            them, and a place behind the irrelevant ones, where measures ask for places; so a model that gives every
+            item one score is worth no more than chance. ``"optimistic"``: relevant items come first, the most relevant
+            first of all. ``"expected"``: each place with its probability if they come in random order, as pairs of a
+            weight below 1, so that measures are their expectation over all orders.
 
     Returns:
         Ranks of the pairs.

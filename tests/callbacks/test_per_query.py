@@ -377,6 +377,7 @@ def test_rejects_confidence():
 
 
 def test_processes_share_the_queries(monkeypatch):
+    monkeypatch.setattr("dml.ranking.scores._TILE_QUERIES", 128)
     generator = torch.Generator().manual_seed(0)
     index = torch.arange(300)
     metrics = RetrievalMetrics(block_size=128)
