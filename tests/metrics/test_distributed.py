@@ -18,7 +18,7 @@ from dml.metrics import (
 from tests.metrics.conftest import Judged
 from tests.metrics.test_verification import benchmark
 
-SIZE = 301  # of three blocks of queries: of four processes, one has none
+SIZE = 1301  # of three blocks of queries: of four processes, one has none
 ALSO = ("MRR", "nDCG", "P@3", "found@5", "mAP@5", "nDCG@10")
 
 
