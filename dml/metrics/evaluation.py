@@ -55,6 +55,15 @@ class Evaluation(NamedTuple):
     gallery: Tensor  # [N, D]
     gallery_labels: Tensor  # [N, L]
 
+    def only(self, asked: Tensor) -> "Evaluation":
+        """Some of the queries, ``[Q]`` bool."""
+        return self._replace(
+            query_index=self.query_index[asked],
+            queries=self.queries[asked.to(self.queries.device)],
+            query_labels=self.query_labels[asked],
+            own=self.own[asked],
+        )
+
 
 def once(images: Images, order: Tensor, is_first: Tensor) -> Images:
     """Images of which some came repeatedly, each once, with all roles that it came with.

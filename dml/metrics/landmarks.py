@@ -65,14 +65,18 @@ class _JudgedMetrics(RetrievalMetrics):
         place = pd.Index(evaluation.gallery_index.cpu().numpy()).get_indexer(pd.Index(self._judgements["item"]))
         judgements = self._judgements.assign(item=place)[place >= 0]
         of_query = {query: (rows["item"], rows["judgement"]) for query, rows in judgements.groupby("query")}
-        for rows, scores in self.scored_blocks(evaluation):
-            index, values = evaluation.query_index[rows], []
-            judged = torch.tensor([query in of_query for query in index.tolist()], device=index.device)
-            for row in judged.nonzero().squeeze(1).tolist():
-                items, words = (column.to_numpy() for column in of_query[int(index[row])])
-                others = items != int(evaluation.own[rows][row])
+        # Of Google Landmarks, one query in a hundred is judged: the others are not worth their scores.
+        index = evaluation.query_index
+        judged = evaluation.only(
+            torch.isin(index, torch.tensor(list(of_query), dtype=index.dtype, device=index.device))
+        )
+        for rows, scores in self.scored_blocks(judged):
+            index, values = judged.query_index[rows], []
+            for row, (query, itself) in enumerate(zip(index.tolist(), judged.own[rows].tolist(), strict=True)):
+                items, words = (column.to_numpy() for column in of_query[query])
+                others = items != itself
                 values.append(self._values(*_ranked(scores[row], items[others], words[others])))
-            yield index[judged], self._columns(values)
+            yield index, self._columns(values)
 
     def _columns(self, rows: list[dict[str, float]]) -> dict[str, Tensor]:
         names = list(self._values(np.array([], dtype=object), torch.empty(0)))
