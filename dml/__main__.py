@@ -1,46 +1,53 @@
 """The ``dml`` command: training, evaluation, data, export and search."""
 
-import difflib
-import errno
+import importlib
 import logging
 import os
-import re
 import sys
-import traceback
 import warnings
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
-import jsonargparse
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins import TorchCheckpointIO
 
-import dml
-from dml import checkpoints, data_command, export, runs, search_command
+from dml import (
+    checkpoints,
+    compare_command,
+    data_command,
+    explanation,
+    export,
+    names,
+    runs,
+    search_command,
+    sweep_command,
+    workspace_command,
+)
+from dml.callbacks.artifacts import LogArtifacts
 from dml.callbacks.diagnostics import LogDiagnostics
 from dml.callbacks.embeddings import WriteEmbeddings
 from dml.callbacks.last import SaveLast
 from dml.callbacks.metrics import LogRetrievalMetrics
 from dml.callbacks.per_query import LogIntervals, WritePerQuery
 from dml.callbacks.run import DescribeRun, LogConfig
+from dml.callbacks.similarities import LogSimilarities
 from dml.callbacks.table import MetricsTable
 from dml.callbacks.whitening import LearnWhitening
 from dml.data import RetrievalDataModule
 from dml.metrics import Search
-from dml.module import NonFiniteError, RetrievalModule
-from dml.report import print_report
+from dml.module import RetrievalModule
+from dml.report import best_checkpoint, print_report
 
 _PLAIN = {
+    "compare": compare_command.run,
     "data": data_command.run,
     "export": export.run,
     "index": search_command.run_index,
     "search": search_command.run_search,
+    "sweep": lambda words, parser_class: sweep_command.run(words, parser_class, main),
     "browse": search_command.run_browse,
+    "workspace": workspace_command.run,
 }
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Of a collective whose other end is gone, by gloo and NCCL, which have no error of their own for it.
-_LOST = re.compile(r"(closed|reset) by peer|Broken pipe|Socket closed|ncclRemoteError")
 
 
 class OneLineErrors(LightningArgumentParser):
@@ -87,6 +94,7 @@ class DMLCommand(LightningCLI):
                     LearnWhitening(),
                     LogIntervals(),
                     WritePerQuery(),
+                    LogSimilarities(),
                 ],
             },
         )
@@ -94,8 +102,18 @@ class DMLCommand(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(SaveLast, "last")
         parser.add_lightning_class_args(WriteEmbeddings, "embeddings")
+        parser.add_lightning_class_args(LogArtifacts, "artifacts")
         parser.add_argument(
             "--report", type=bool, default=False, help="After fit, compare the untrained and the best model."
+        )
+        parser.add_argument(
+            "--test", type=bool, default=False, help="After fit, test the best model: the last one if none is the best."
+        )
+        parser.add_argument(
+            "--folder",
+            type=str | None,
+            default=None,
+            help="The run's folder, in place of the next version_N; with --ckpt_path last, a run there goes on.",
         )
         parser.add_class_arguments(Search, "search")
         # One value each: what the backbone takes is what the loaders deliver, and one seed is the seed of everything.
@@ -108,16 +126,27 @@ class DMLCommand(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        fitting, job = self.subcommand == "fit", runs.slurm_job()
         loggers = _loggers(config)
-        if any(logger.class_path.endswith("WandbLogger") for logger in loggers):
-            _stay_offline_unless_logged_in()
         local = [logger.init_args for logger in loggers if logger.class_path.endswith("CSVLogger")]
-        self._numbered = [logger for logger in local if logger.version is None]
+        watched = [logger.init_args for logger in loggers if logger.class_path.endswith("WandbLogger")]
+        self._as_given = [(logger, logger.clone()) for logger in (*local, *watched)]
+        if watched:
+            _stay_offline_unless_logged_in()
+            names.label(watched, config.as_dict())
+        if config.folder is not None:
+            runs.place(Path(config.folder), local)
+            if self.subcommand == "fit":
+                config.ckpt_path = runs.checkpoint_in(Path(config.folder), config.ckpt_path)
+        self._choose_folders(config, local)
+
+    def _choose_folders(self, config: Any, local: list[Any]) -> None:
+        """Settle where the CSV loggers log, and which checkpoint a fit goes on from."""
+        fitting, job = self.subcommand == "fit", runs.slurm_job()
+        numbered = [logger for logger in local if logger.version is None]
         if fitting and job is not None:  # it may have been here before, and goes on in the same folder
             config.ckpt_path = runs.checkpoint_of_job(job, self._words, local) or config.ckpt_path
         if fitting and config.ckpt_path:
-            config.ckpt_path = str(runs.checkpoint_to_resume(Path(config.ckpt_path), self._numbered))
+            config.ckpt_path = str(runs.checkpoint_to_resume(Path(config.ckpt_path), numbered))
             checkpoints.read(config.ckpt_path)
         for logger in local:
             logger.version = logger.version or runs.reserve(runs.of_logger(logger), job if fitting else None)
@@ -135,8 +164,9 @@ class DMLCommand(LightningCLI):
             if isinstance(callback, LogRetrievalMetrics) and search != Search():  # what is set for the metric stays
                 callback.metrics.search = search
         # The configuration is that of the experiment: started from it, another run gets a folder of its own.
-        for logger in self._numbered:
-            logger.version = None
+        for logger, as_given in self._as_given:
+            logger.update(as_given)
+        self.config[self.subcommand].folder = None
         if self._moves_root:
             self.config[self.subcommand].trainer.default_root_dir = None
         # Not one of several plugins: those would replace it. Who brings another keeps it.
@@ -167,6 +197,9 @@ class DMLCommand(LightningCLI):
             self._set_seed()
             untrained = self.parser.instantiate_classes(self.config)[self.subcommand].model
             print_report(self.trainer, self.datamodule, untrained=untrained, trained=self.model)
+        elif self.config[self.subcommand].test and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            best = best_checkpoint(self.trainer)
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
 
 
 def main(args: ArgsType = None) -> None:
@@ -183,32 +216,11 @@ def main(args: ArgsType = None) -> None:
     except UsageError as error:
         _exit_with(f"{error}{note}")
     except Exception as error:
-        explained = _explained(error, note)
+        explained = explanation.of(error, note)
         if explained is None:
             raise
         message, code = explained
         _exit_with(message, code)
-
-
-def _explained(error: Exception, note: str) -> tuple[str, int] | None:
-    """What to say of an error in one line, and the exit code; None for what needs a traceback."""
-    if (unwritten := _unwritten(error)) is not None:
-        return unwritten, 1
-    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
-        # A class that is named and not there, which jsonargparse lets through.
-        close = difflib.get_close_matches(str(error.name), dir(error.obj), n=1)
-        return f"{error}{f'; did you mean {close[0]!r}?' if close else ''}{note}", 2
-    if isinstance(error, RuntimeError) and _LOST.search(str(error)):
-        return (
-            "another process of the run has ended, and this one cannot go on alone; what that one has said, if it "
-            "could, explains why. Once this is put right, go on by the same command and --ckpt_path last"
-        ), 1
-    # Of an optional argument, jsonargparse tells at length what each of the types has against its value.
-    while _is_raised_in(jsonargparse, error) and isinstance(error.__cause__, ValueError):
-        error = error.__cause__
-    if isinstance(error, (ValueError, OSError)) and _is_raised_in(dml, error):
-        return str(error), 1 if isinstance(error, NonFiniteError) else 2
-    return None
 
 
 def _silence() -> None:
@@ -226,28 +238,6 @@ def _silence() -> None:
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logger = logging.getLogger(f"pytorch_lightning.{name}")
         logger.addFilter(lambda record: not any(word in str(record.msg) for word in spam))
-
-
-def _is_raised_in(package: ModuleType, error: BaseException) -> bool:
-    """Whether a package raised the error: if it is this one, its message is meant for the user."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(str(package.__file__)).parent)
-
-
-def _unwritten(error: BaseException | None) -> str | None:
-    """What to say of a file that could not be written: because the disk is full, or for any reason if a checkpoint."""
-    found: OSError | None = None
-    while error is not None:
-        # The first one to fail, if it names its file: others fail after it, such as a logger that is closed.
-        if isinstance(error, checkpoints.UnwrittenError) or (isinstance(error, OSError) and error.errno in _FULL):
-            found = error if found is None or error.filename else found
-        error = error.__context__
-    if found is None:
-        return None
-    return (
-        f"{found.filename or 'a file of the run'} could not be written: {found.strerror or found}; the file that was "
-        "there before is kept. Once this is put right, a fit goes on by the same command and --ckpt_path last"
-    )
 
 
 def _exit_with(message: str, code: int = 2) -> NoReturn:
@@ -272,4 +262,5 @@ def _stay_offline_unless_logged_in() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under the name that processes of a sweep import the command by.
+    importlib.import_module("dml.__main__").main()

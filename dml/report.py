@@ -26,10 +26,13 @@ def print_report(
         untrained: The model before its first step.
         trained: The model of the run; the weights of its best epoch are loaded into it.
     """
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
-    rows = {"untrained": _evaluate(trainer, data, untrained, None), "trained": _evaluate(trainer, data, trained, best)}
-    # The test once more by the trainer of the run: its loggers keep the metrics, and its pictures are drawn.
-    trainer.test(trained, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
+    best = best_checkpoint(trainer)
+    evaluator = _evaluator(trainer)
+    rows = {
+        "untrained": _validate(evaluator, data, untrained, None) | _test(evaluator, data, untrained, None),
+        # Tested by the trainer of the run: its loggers keep the metrics, and its pictures are drawn.
+        "trained": _validate(evaluator, data, trained, best) | _test(trainer, data, trained, best),
+    }
     if not trainer.is_global_zero:
         return
     console = Console()
@@ -42,19 +45,22 @@ def print_report(
         console.print(f"next:       {_command()} predict --ckpt_path {checkpoint}", soft_wrap=True, highlight=False)
 
 
+def best_checkpoint(trainer: Trainer) -> str | None:
+    """The path of the best epoch's; None if the trainer keeps none, and the model is what the last epoch left."""
+    return getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+
+
 def _command() -> str:
     """How to call ``dml`` from here: the environment of ``make quickstart`` is not on the path."""
     script = Path(sys.executable).with_name("dml")
     return "dml" if shutil.which("dml") or not script.exists() else os.path.relpath(script)
 
 
-def _evaluate(
-    trainer: Trainer, data: RetrievalDataModule, model: LightningModule, checkpoint: str | None
-) -> dict[str, float]:
-    """Metrics of both splits, by a trainer without loggers: the curves of the run stay as they are."""
+def _evaluator(trainer: Trainer) -> Trainer:
+    """A trainer without loggers: the curves of the run stay as they are."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # a property the stubs do not show
     metrics = next(callback.metrics for callback in callbacks if isinstance(callback, LogRetrievalMetrics))
-    evaluator = Trainer(
+    return Trainer(
         accelerator=trainer.accelerator.name(),
         devices=trainer.num_devices,
         precision=trainer.precision,
@@ -65,10 +71,20 @@ def _evaluate(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    evaluator.validate(model, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
-    found = dict(evaluator.callback_metrics)
-    evaluator.test(model, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
-    return {name: float(value) for name, value in {**found, **evaluator.callback_metrics}.items()}
+
+
+def _validate(
+    trainer: Trainer, data: RetrievalDataModule, model: LightningModule, checkpoint: str | None
+) -> dict[str, float]:
+    trainer.validate(model, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _test(
+    trainer: Trainer, data: RetrievalDataModule, model: LightningModule, checkpoint: str | None
+) -> dict[str, float]:
+    trainer.test(model, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def _table(rows: dict[str, dict[str, float]]) -> Table:

@@ -19,6 +19,43 @@ def of_logger(logger: Any) -> Path:
     return Path(logger.save_dir) / (logger.name or "")
 
 
+def place(folder: Path, loggers: list[Any]) -> None:
+    """Have a run keep everything in a folder of the user's choice, which need not be there yet.
+
+    Args:
+        folder: Of the run.
+        loggers: Its CSV loggers; the first one is set to log there.
+
+    Raises:
+        ValueError: If there is no CSV logger, or the folder is a file.
+    """
+    if not loggers:
+        raise ValueError(f"folder is {str(folder)!r}, but trainer.logger has no CSVLogger, which makes the folder")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder is {str(folder)!r}, which is a file; name a folder, which need not be there yet")
+    loggers[0].save_dir, loggers[0].name, loggers[0].version = str(folder.parent), "", folder.name
+
+
+def checkpoint_in(folder: Path, path: str | None) -> str | None:
+    """The checkpoint that a fit in a folder of the user's choice goes on from: with 'last', its own if it has one.
+
+    Raises:
+        ValueError: If there is a run in the folder, and the new one is not told to go on with it.
+    """
+    if path is None:
+        _check_is_free(folder)
+    last = folder / "checkpoints" / "last.ckpt"
+    if path == "last":
+        return str(last) if last.is_file() else None
+    return path
+
+
+@rank_zero_only  # the others start when the first has made it
+def _check_is_free(folder: Path) -> None:
+    if (folder / "metrics.csv").exists():
+        raise ValueError(f"folder is {str(folder)!r}, where a run is; add --ckpt_path last to go on, or name another")
+
+
 def checkpoint_to_resume(path: Path, loggers: list[Any]) -> Path:
     """The checkpoint to go on from, once the CSV loggers are set to go on with its run.
 

@@ -15,8 +15,9 @@ torch.set_num_threads(2)
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """No index of a user's data set is read or written by a test."""
+    """No index of a user's data set is read or written by a test, and nothing is put with a user's artifacts."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["WANDB_DATA_DIR"] = str(tmp_path_factory.mktemp("wandb"))
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,8 @@ class WriteEmbeddings(Callback):
 
     def __init__(self, path: str | None = None) -> None:
         self.path = path
+        self.last_path: Path | None = None
+        """The last file written."""
         self._target = Path()
         self._temporary: Path | None = None
         self._writer: _Writer | None = None
@@ -88,6 +90,7 @@ class WriteEmbeddings(Callback):
             return
         self._writer.close()
         self._temporary.replace(self._target)
+        self.last_path = self._target
         self._writer = self._temporary = None
         pl_module.print(f"{self._target}: {self._num_rows} embeddings of dimension {self._dimension}")
 

@@ -124,7 +124,7 @@ class WritePerQuery(Callback):
         self.last_path = folder / f"{name}.parquet"
         # Under this key, pandas finds them again as the attributes of the frame.
         metadata = {**(table.schema.metadata or {}), "PANDAS_ATTRS": json.dumps(facts)}
-        _write_whole(table.replace_schema_metadata(metadata), self.last_path)
+        write_whole(table.replace_schema_metadata(metadata), self.last_path)
         pl_module.print(f"{self.last_path}: {len(index):,} queries")
 
 
@@ -249,7 +249,7 @@ def _table(dataset: RetrievalDataset, index: Tensor, measures: dict[str, Tensor]
     return pa.table(columns)
 
 
-def _write_whole(table: pa.Table, path: Path) -> None:
+def write_whole(table: pa.Table, path: Path) -> None:
     """Leave no half of a file, and what was there before until the new one is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A sibling, so that the rename stays on one file system, where it is atomic.

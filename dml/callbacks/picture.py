@@ -1,9 +1,7 @@
 """A picture of the worst and of random queries with their nearest neighbours, after each evaluation."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +17,15 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from dml.callbacks.metrics import LogRetrievalMetrics
+from dml.callbacks.per_query import write_whole
+from dml.callbacks.retrievals import (
+    Retrieval,
+    Sections,
+    nearest_neighbours,
+    parquet_table,
+    small_images,
+    wandb_table,
+)
 from dml.data import RetrievalDataset, UnreadableImageError
 from dml.metrics import RetrievalMetrics
 
@@ -41,21 +48,14 @@ _HEADING = 60
 _BELOW = 18  # a section
 
 
-class Retrieval(NamedTuple):
-    """A query and its nearest neighbours, most similar first. Images are rows of the dataset's index."""
-
-    query: int
-    average_precision: float
-    neighbours: list[int]
-    similarity: list[float]
-    is_right: list[bool]
-
-
 class RetrievalPicture(Callback):
     """Draw the worst queries, and the same few random ones, with their nearest neighbours after each evaluation.
 
-    The picture goes to ``pictures/`` in the log folder and to W&B, if the run has a ``WandbLogger``. Needs
-    :class:`LogRetrievalMetrics` among the trainer's callbacks.
+    The picture goes to ``pictures/`` in the log folder; after a test, what it shows goes to ``retrievals/test.parquet``
+    as well, with the columns of :func:`~dml.callbacks.retrievals.parquet_table`. Both go to W&B, as an image and as a
+    table, after each evaluation, if the run has a ``WandbLogger``. The random queries depend on the data, the seed and
+    their number only: they are those of any other run on the same data. Needs :class:`LogRetrievalMetrics` among the
+    trainer's callbacks.
 
     Args:
         num_worst: How many of the queries with the lowest AP.
@@ -98,7 +98,7 @@ class RetrievalPicture(Callback):
         if not found.any():
             return
         index, measures = index[found], {name: value[found] for name, value in measures.items()}
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "pictures"  # a broadcast: on every process
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: on every process
         # After compute the states of a process are its own again: without this, its share would be the gallery.
         with evaluation.metrics.sync_context(dist_sync_fn=evaluation.metrics.dist_sync_fn):
             sections = self._sections(evaluation.metrics, index, measures)
@@ -106,19 +106,18 @@ class RetrievalPicture(Callback):
             return
         epoch, step = trainer.current_epoch, trainer.global_step
         summary = [f"{name} {measures[name].mean():.3f}" for name in ("AP", "R@1") if name in measures]
+        dataset = trainer.datamodule.datasets[stage]  # type: ignore[attr-defined]  # untyped in Lightning
         figure = draw_retrievals(
-            trainer.datamodule.datasets[stage],  # type: ignore[attr-defined]  # untyped in Lightning
+            dataset,
             sections,
             title=f"{stage}, epoch {epoch}, step {step}",
             subtitle=f"mean {', '.join(summary)} of {len(measures['AP'])} queries",
         )
-        path = folder / f"{stage}-epoch{epoch:03d}-step{step:06d}.png"
+        path = folder / "pictures" / f"{stage}-epoch{epoch:03d}-step{step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi="figure")
         self.last_path = path
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image(key=f"{stage}/retrievals", images=[str(path)], step=step)
+        _keep(trainer, stage, dataset, sections, path)
 
     def _sections(
         self, metrics: RetrievalMetrics, index: Tensor, measures: dict[str, Tensor]
@@ -133,42 +132,7 @@ class RetrievalPicture(Callback):
         return {"worst queries": retrievals[: len(worst)], "random queries": retrievals[len(worst) :]}
 
 
-def nearest_neighbours(
-    metrics: RetrievalMetrics, queries: Tensor, average_precision: Tensor, num_neighbours: int
-) -> list[Retrieval]:
-    """Retrieve for a few queries, as the metric searches; distractors, of which there is no picture, are left out.
-
-    Args:
-        metrics: Holds the evaluation.
-        queries: ``[Q]``, the ``index`` of each query.
-        average_precision: ``[Q]``.
-        num_neighbours: At most so many; never the query itself, and none twice.
-    """
-    asked = metrics.images().split()
-    rows = torch.searchsorted(asked.query_index, queries)
-    index, labels = asked.gallery_index, asked.gallery_labels[:, metrics.level]
-    blocks = metrics.search.blocks(
-        asked.queries[rows.to(asked.queries.device)], asked.gallery, asked.own[rows], device=index.device
-    )
-    scores = torch.cat([block[:, : len(index)].clone() for _, block in blocks])
-    is_right = asked.query_labels[rows, metrics.level, None] == labels
-    # Ties count against the item, as in the metric: the wrong ones first.
-    wrong_first = is_right.long().argsort(dim=1, stable=True)
-    ranked = scores.gather(1, wrong_first).argsort(dim=1, descending=True, stable=True)[:, :num_neighbours]
-    nearest = wrong_first.gather(1, ranked)
-    similarity, right = scores.gather(1, nearest), is_right.gather(1, nearest)
-    retrievals = []
-    for row, query in enumerate(queries.tolist()):
-        found = similarity[row] > -torch.inf
-        neighbours = index[nearest[row][found]].tolist()
-        values = float(average_precision[row]), neighbours, similarity[row][found].tolist(), right[row][found].tolist()
-        retrievals.append(Retrieval(query, *values))
-    return retrievals
-
-
-def draw_retrievals(
-    dataset: RetrievalDataset, sections: Mapping[str, Sequence[Retrieval]], *, title: str, subtitle: str = ""
-) -> Figure:
+def draw_retrievals(dataset: RetrievalDataset, sections: Sections, *, title: str, subtitle: str = "") -> Figure:
     """Draw a row per query: the query, then its neighbours in green frames if right, in red ones with a cross if wrong.
 
     An image that cannot be read is an empty tile with its name. Each frame has as ``gid`` ``query``, ``right`` or
@@ -199,6 +163,20 @@ def draw_retrievals(
             top += _ROW
         top += _BELOW
     return figure
+
+
+def _keep(trainer: Trainer, stage: str, dataset: RetrievalDataset, sections: Sections, picture: Path) -> None:
+    """Write what a test has retrieved, and give picture and table to Weights & Biases."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    if not loggers and stage != "test":
+        return
+    images = small_images(dataset, sections)
+    if stage == "test":
+        write_whole(parquet_table(dataset, sections, images), picture.parents[1] / "retrievals" / "test.parquet")
+    for logger in loggers:
+        logger.log_image(key=f"{stage}/retrievals", images=[str(picture)], step=trainer.global_step)
+        table = {f"{stage}/retrieval_table": wandb_table(dataset, sections, images)}
+        logger.log_metrics(table, step=trainer.global_step)
 
 
 def _row(axes: Axes, top: int, dataset: RetrievalDataset, retrieval: Retrieval) -> None:

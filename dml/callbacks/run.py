@@ -60,12 +60,9 @@ class DescribeRun(Callback):
         self._started = time.monotonic()
         for run in _wandb_runs(trainer):
             run.config.update(_facts(trainer), allow_val_change=True)
-            run.define_metric("trainer/global_step")
-            run.define_metric("train/loss", step_metric="trainer/global_step", summary="min")
-            for stage in ("val", "test"):
-                run.define_metric(f"{stage}/*", step_metric="trainer/global_step", summary="max")
-            run.define_metric(f"val/{GAP}", step_metric="trainer/global_step", summary="min")
-            run.define_metric("epoch/*", step_metric="trainer/global_step", summary="last")
+            # No pattern such as val/*: its summary would be put in place of the parts of tables and pictures, too.
+            for name, better in ((self.monitor, "max"), ("train/loss", "min"), (f"val/{GAP}", "min")):
+                run.define_metric(name, step_metric="trainer/global_step", summary=better)
             if run.offline:
                 rank_zero_info(f"W&B is offline: the run is kept here; upload it by: wandb sync {_folder(run)}")
 

@@ -77,9 +77,7 @@ def bootstrap_all(
         ValueError: If ``confidence`` is not in (0, 1), lengths differ, a class is missing, or a measure has queries of
             fewer than two classes.
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; it must be between 0 and 1, such as 0.95")
-    _check_resamples(resamples)
+    _check_draws(confidence, resamples)
     if not values:
         return {}
     sums, counts = _over_classes(values, classes)
@@ -140,9 +138,43 @@ def paired_test(
     classes = pairs.loc[differences.index, f"{level}_first"]
     interval = bootstrap(differences, classes, confidence=confidence, resamples=resamples, seed=seed)
     sums, _ = _over_classes({measure: differences}, classes)
-    p_value = _share_as_extreme(sums[:, 0], resamples, seed)
+    p_value = flip_classes(sums[:, 0], resamples=resamples, seed=seed)
     sizes = len(differences), interval.num_classes
     return PairedTest(interval.mean, interval.low, interval.high, p_value, *sizes)
+
+
+def bootstrap_classes(
+    sums: _Floats, counts: _Floats, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """:func:`bootstrap` for who knows no more than the sum of the values of each class ``[C]``, and their number.
+
+    Raises:
+        ValueError: If ``confidence`` is not in (0, 1), or there are fewer than two classes.
+    """
+    _check_draws(confidence, resamples)
+    if len(sums) < 2:
+        raise ValueError(f"sums are of {len(sums)} classes; an interval needs at least 2 to draw from")
+    return next(_intervals(sums[:, None], counts[:, None], confidence, resamples, seed))
+
+
+def flip_classes(sums: _Floats, *, resamples: int = 10_000, seed: int = 0) -> float:
+    """The p-value of :func:`paired_test`, from the sum of the differences of each class ``[C]``."""
+    num_classes = len(sums)
+    threshold = abs(sums.sum()) - 1e-12 * np.abs(sums).sum()  # flips that are as far but for rounding count
+    if num_classes <= np.log2(min(resamples, 2**16)):
+        flips = np.arange(2**num_classes)[:, None] >> np.arange(num_classes) & 1
+        return float((np.abs((1 - 2 * flips) @ sums) >= threshold).mean())
+    generator, extreme = np.random.default_rng(seed), 1
+    for rows in _blocks(resamples, num_classes):
+        flips = generator.integers(2, size=(rows, num_classes), dtype=np.int8)
+        extreme += int((np.abs((1.0 - 2 * flips) @ sums) >= threshold).sum())
+    return extreme / (1 + resamples)
+
+
+def _check_draws(confidence: float, resamples: int) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must be between 0 and 1, such as 0.95")
+    _check_resamples(resamples)
 
 
 def _check_resamples(resamples: int) -> None:
@@ -196,20 +228,6 @@ def _draw(sums: _Floats, counts: _Floats, rows: int, generator: np.random.Genera
     times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
     means: _Floats = (times @ sums) / (times @ counts)
     return means
-
-
-def _share_as_extreme(sums: _Floats, resamples: int, seed: int) -> float:
-    """Share of sign flips of the classes whose sum is as far from 0 as the sum as it is, which is one of them."""
-    num_classes = len(sums)
-    threshold = abs(sums.sum()) - 1e-12 * np.abs(sums).sum()  # flips that are as far but for rounding count
-    if num_classes <= np.log2(min(resamples, 2**16)):
-        flips = np.arange(2**num_classes)[:, None] >> np.arange(num_classes) & 1
-        return float((np.abs((1 - 2 * flips) @ sums) >= threshold).mean())
-    generator, extreme = np.random.default_rng(seed), 1
-    for rows in _blocks(resamples, num_classes):
-        flips = generator.integers(2, size=(rows, num_classes), dtype=np.int8)
-        extreme += int((np.abs((1.0 - 2 * flips) @ sums) >= threshold).sum())
-    return extreme / (1 + resamples)
 
 
 def _blocks(resamples: int, num_classes: int) -> Iterator[int]:

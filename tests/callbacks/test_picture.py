@@ -9,7 +9,8 @@ from pytorch_lightning.loggers import WandbLogger
 
 from dml.callbacks import picture
 from dml.callbacks.metrics import LogRetrievalMetrics
-from dml.callbacks.picture import QUERY, RIGHT, WRONG, Retrieval, RetrievalPicture, draw_retrievals, nearest_neighbours
+from dml.callbacks.picture import QUERY, RIGHT, WRONG, RetrievalPicture, draw_retrievals
+from dml.callbacks.retrievals import Retrieval, nearest_neighbours
 from dml.metrics import HierarchicalMetrics, LandmarkMetrics, ReidentificationMetrics, RetrievalMetrics
 from tests.callbacks.test_metrics import Landmarks
 

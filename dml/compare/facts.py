@@ -1,0 +1,104 @@
+"""From what any reader finds of a run to a row of it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dml import names
+from dml.compare.logs import RUNS, empty
+from dml.compare.protocol import monitored, protocol
+
+CONFIGURED = ("seed_everything", "trainer", "model", "data", "search")
+"""The parts of the configuration that say what a run was."""
+
+GIB = 2**30
+
+
+def facts(
+    config: Mapping[str, Any],
+    curves: pd.DataFrame,
+    *,
+    minutes: float,
+    num_gallery: int | None = None,
+    tests_last: bool = False,
+) -> dict[str, Any]:
+    """Of the columns of :attr:`~dml.compare.logs.RunLogs.runs`.
+
+    Args:
+        config: As resolved.
+        curves: What the run logged.
+        minutes: Of training, NaN if not known.
+        num_gallery: Items of the test's gallery, None if not known.
+        tests_last: Whether the last epoch was tested, whichever is the best.
+    """
+    last = curves.loc[begins(curves, ("train/", "epoch/", "val/")), "epoch"].max()
+    monitor, more_is_better = monitored(config)
+    best = None if monitor is None or tests_last else best_value(curves, monitor, more_is_better)
+    return {
+        "data": names.data_name(config),
+        "loss": names.loss_name(config),
+        "backbone": names.backbone_name(config),
+        "seed": names.seed(config),
+        "config": json.dumps({key: config[key] for key in CONFIGURED if key in config}),
+        "protocol": json.dumps(protocol(config, num_gallery)),
+        "epochs": last + 1,
+        "best_epoch": last if best is None else best[0],
+        "minutes": minutes,
+        "images_per_second": _values(curves, "epoch/images_per_second").mean(),
+        "peak_memory": _values(curves, "epoch/peak_memory_gib").max() * GIB,
+        "finished": bool(begins(curves, "test/").any()),
+    }
+
+
+def best_value(curves: pd.DataFrame, metric: str, more_is_better: bool = True) -> tuple[int, float] | None:
+    """Epoch and value where a metric was best first; None if it was never logged."""
+    found = curves[curves["metric"] == metric].sort_values("step", kind="stable")
+    if found.empty:
+        return None
+    place = int(found["value"].argmax() if more_is_better else found["value"].argmin())
+    return found["epoch"].iloc[place], float(found["value"].iloc[place])
+
+
+def curves_of(run: str, rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """What was logged, from rows with the columns ``epoch``, ``step`` and metrics: the last value at each step.
+
+    A run that went on from a checkpoint has logged some steps twice; the later counts.
+    """
+    values = rows[list(metrics)].to_numpy(dtype=np.float64, na_value=np.nan)
+    row, column = np.nonzero(~np.isnan(values))
+    step = rows["step"].to_numpy(dtype=np.int64)[row]
+    # Of equal steps of a metric, the last.
+    _, place = np.unique((step * len(metrics) + column)[::-1], return_index=True)
+    kept = np.sort(len(row) - 1 - place)
+    row, column = row[kept], column[kept]
+    # Types are those of CURVES when the runs are joined: to set them here takes longer than to read the file.
+    return pd.DataFrame(
+        {
+            "run": run,
+            "epoch": rows["epoch"].to_numpy(dtype=np.float64, na_value=np.nan)[row],
+            "step": step[kept],
+            "metric": np.array(metrics, dtype=object)[column],
+            "value": values[row, column],
+        }
+    )
+
+
+def begins(curves: pd.DataFrame, beginning: str | tuple[str, ...]) -> pd.Series:
+    """Which numbers are of metrics whose names begin so."""
+    found = [metric for metric in curves["metric"].unique() if metric.startswith(beginning)]
+    return curves["metric"].isin(found)
+
+
+def runs_frame(rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Of the facts of each run."""
+    if not rows:
+        return empty(RUNS)
+    index = pd.Index(list(rows), dtype="string", name="run")
+    return pd.DataFrame(list(rows.values()), index=index, columns=list(RUNS)).astype(RUNS)
+
+
+def _values(curves: pd.DataFrame, metric: str) -> pd.Series:
+    return curves.loc[curves["metric"] == metric, "value"]

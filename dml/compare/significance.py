@@ -1,0 +1,69 @@
+"""What the classes of a test say of means over seeds: intervals, and differences that are not chance."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dml.metrics.uncertainty import Interval, bootstrap_classes, flip_classes
+
+_Floats = npt.NDArray[np.float64]
+
+
+class ClassSums(NamedTuple):
+    """Of a measure, for each class: label, sum over its queries as a mean over seeds, and how many they are."""
+
+    labels: npt.NDArray[np.int64]
+    sums: _Floats
+    counts: _Floats
+
+    def has_queries_of(self, other: "ClassSums") -> bool:
+        """Whether both have the same classes, with as many queries."""
+        return np.array_equal(self.labels, other.labels) and np.array_equal(self.counts, other.counts)
+
+
+def over_seeds(classes: pd.DataFrame, runs: Sequence[str]) -> ClassSums | None:
+    """Of runs that differ in the seed; None if one of them has none, or other queries than the others.
+
+    Args:
+        classes: Of :class:`~dml.compare.logs.RunLogs`, and of one measure.
+        runs: Of one row.
+    """
+    found = [_of_run(classes[classes["run"] == run]) for run in runs]
+    if not all(len(one.labels) and one.has_queries_of(found[0]) for one in found):
+        return None
+    return found[0]._replace(sums=np.mean([one.sums for one in found], axis=0))
+
+
+def interval(of_row: ClassSums | None, confidence: float) -> Interval | None:
+    """Of the mean over queries, by a bootstrap over classes; None if it is not to be had."""
+    if of_row is None or len(of_row.labels) < 2:
+        return None
+    return bootstrap_classes(of_row.sums, of_row.counts, confidence=confidence)
+
+
+def p_value(of_row: ClassSums | None, first: ClassSums | None) -> float:
+    """Of no difference, by flipping the signs of classes; NaN if the queries are not the same."""
+    if of_row is None or first is None or not of_row.has_queries_of(first):
+        return np.nan
+    return flip_classes(of_row.sums - first.sums)
+
+
+def holm(p_values: _Floats) -> _Floats:
+    """P-values for as many tests as there are, those that are NaN not counted (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")  # NaN come last
+    tests = int((~np.isnan(p_values)).sum())
+    factors = np.maximum(tests - np.arange(len(p_values)), 1)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1.0)
+    return adjusted
+
+
+def _of_run(classes: pd.DataFrame) -> ClassSums:
+    ordered = classes.sort_values("label")
+    return ClassSums(*(ordered[name].to_numpy(kind) for name, kind in _COLUMNS.items()))
+
+
+_COLUMNS = {"label": np.int64, "sum": np.float64, "count": np.float64}

@@ -1,0 +1,133 @@
+"""Run the runs of a sweep side by side, and go on where an earlier call stopped."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from dml.sweep.plan import Planned
+from dml.sweep.worker import ELSEWHERE, Command, is_done, work
+
+_PAUSE = 0.2  # seconds between two looks at the processes
+State = Literal["waiting", "running", "done", "failed", "stopped", "elsewhere"]
+
+
+class Outcome(NamedTuple):
+    """Where a run stands."""
+
+    run: Planned
+    folder: Path
+    state: State
+    started: float | None = None
+    """By ``time.monotonic``; None of a run that was not started by this call."""
+
+
+Watch = Callable[[Sequence[Outcome]], None]
+
+
+def run_all(command: Command, runs: Sequence[Planned], out: Path, *, jobs: int, watch: Watch) -> list[Outcome]:
+    """Run each run that is not done yet, each in a process and a folder of its own.
+
+    A run that failed or was stopped is tried again by the next call, and goes on from its last checkpoint. On Ctrl-C,
+    the runs under way are told to save and stop.
+
+    Args:
+        command: What takes the words of a run, in another process: it must be importable there.
+        runs: With different names.
+        out: Folder of their folders.
+        jobs: How many at a time. With GPUs, each gets one, by turns; on CPUs, each gets its share of torch's threads.
+        watch: Called with how things stand, several times a second.
+
+    Returns:
+        The outcome of each run.
+    """
+    pool = _Pool(command, jobs)
+    outcomes = [_at_start(run, out / run.name) for run in runs]
+    waiting = [row for row, outcome in enumerate(outcomes) if outcome.state == "waiting"]
+    try:
+        while waiting or pool.slots:
+            while waiting and (slot := pool.free_slot()) is not None:
+                row = waiting.pop(0)
+                pool.start(slot, row, outcomes[row])
+                outcomes[row] = outcomes[row]._replace(state="running", started=time.monotonic())
+            for row, exit_code in pool.ended():
+                outcomes[row] = outcomes[row]._replace(state=_state(exit_code))
+            watch(outcomes)
+            time.sleep(_PAUSE)
+    except KeyboardInterrupt:
+        for row in pool.stop():
+            outcomes[row] = outcomes[row]._replace(state="stopped")
+    return outcomes
+
+
+class _Pool:
+    """Processes in slots: a slot is a GPU, or a share of the cores."""
+
+    def __init__(self, command: Command, jobs: int) -> None:
+        # Forked from a process that has imported everything, a run starts at once, and that process holds no thread
+        # or GPU that a fork would break.
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        self.context = multiprocessing.get_context(method)
+        self.context.set_forkserver_preload([command.__module__, __name__])
+        self.command, self.jobs = command, jobs
+        self.gpus, self.num_threads = _gpus(), max(1, torch.get_num_threads() // jobs)
+        self.slots: dict[int, tuple[int, BaseProcess]] = {}
+
+    def free_slot(self) -> int | None:
+        return next((slot for slot in range(self.jobs) if slot not in self.slots), None)
+
+    def start(self, slot: int, row: int, outcome: Outcome) -> None:
+        environment = {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
+        start_method = multiprocessing.get_start_method()
+        arguments = self.command, outcome.run.words, outcome.folder, environment, self.num_threads, start_method
+        process: BaseProcess = self.context.Process(target=work, args=arguments)  # type: ignore[attr-defined]
+        process.start()
+        self.slots[slot] = row, process
+
+    def ended(self) -> list[tuple[int, int]]:
+        """Row and exit code of each run that has ended since the last look."""
+        found = {slot: (row, end.exitcode) for slot, (row, end) in self.slots.items() if end.exitcode is not None}
+        for slot in found:
+            del self.slots[slot]
+        return list(found.values())
+
+    def stop(self) -> list[int]:
+        """Have the runs save and end; a second Ctrl-C does not wait for them."""
+        processes = [process for _, process in self.slots.values()]
+        for process in processes:
+            process.terminate()
+        try:
+            for process in processes:
+                process.join()
+        except KeyboardInterrupt:
+            for process in processes:
+                process.kill()
+        return [row for row, _ in self.slots.values()]
+
+
+def num_devices() -> int:
+    """How many GPUs there are."""
+    return len(_gpus())
+
+
+def _gpus() -> list[str]:
+    """Names of the GPUs, as CUDA takes them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    return names if torch.cuda.is_available() else []
+
+
+def _at_start(run: Planned, folder: Path) -> Outcome:
+    return Outcome(run, folder, "done" if is_done(folder, run.words) else "waiting")
+
+
+def _state(exit_code: int) -> State:
+    stopped = (130, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
+    states: dict[int, State] = {0: "done", ELSEWHERE: "elsewhere", **dict.fromkeys(stopped, "stopped")}
+    return states.get(exit_code, "failed")

@@ -1,0 +1,168 @@
+"""The ``dml sweep`` command."""
+
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from dml.sweep import Outcome, Plan, read_plan, run_all
+from dml.sweep.runner import num_devices
+from dml.sweep.worker import LOG, Command, read_state
+
+_EVERY = 2.0  # seconds between two looks at the metrics
+_ROWS = 30
+
+
+def run(words: list[str], parser_class: type[ArgumentParser], command: Command) -> int:
+    """Run the command.
+
+    Args:
+        words: Of the command line, after ``dml sweep``.
+        parser_class: How errors are reported.
+        command: What runs a ``dml fit``.
+
+    Returns:
+        Exit code: 0 if every run is done, 1 if not.
+
+    Raises:
+        ValueError: If an argument or the file is wrong.
+    """
+    arguments = _parser(parser_class).parse_args(words)
+    plan = read_plan(arguments.file, count=arguments.count, seed=arguments.seed)
+    out = Path(arguments.out) if arguments.out else Path("runs") / Path(arguments.file).stem
+    if arguments.dry_run:
+        for planned in plan.runs:
+            sys.stdout.write(f"{shlex.join(['dml', *planned.words])}\n")
+        return 0
+    jobs = arguments.jobs or num_devices() or 1
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}; it is a number of runs at a time, at least 1")
+    return watched(command, plan, out, jobs)
+
+
+def watched(command: Command, plan: Plan, out: Path, jobs: int) -> int:
+    """Run a plan, and show a table of how it goes; where there is no terminal, a line for each event.
+
+    Returns:
+        Exit code: 0 if every run is done, 1 if not.
+    """
+    console = Console()
+    view = _View(plan, console)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a job has the runs save too
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        view.live = live if console.is_terminal else None
+        outcomes = run_all(command, plan.runs, out, jobs=jobs, watch=view.show)
+    console.print(view.table(outcomes, len(outcomes)))
+    missing = [outcome for outcome in outcomes if outcome.state != "done"]
+    for outcome in missing:
+        if outcome.state == "failed":
+            console.print(f"failed: {outcome.folder / LOG}: {_last_line(outcome.folder)}", soft_wrap=True, markup=False)
+    again = f"{len(missing)} of {len(outcomes)} are not done; the same command goes on with them"
+    console.print(again if missing else f"compare them: dml compare {out}", soft_wrap=True, highlight=False)
+    return int(bool(missing))
+
+
+class _View:
+    """A table of the runs, which looks at their metrics now and then."""
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self.plan, self.console = plan, console
+        self.live: Live | None = None
+        self._looked, self._found = -_EVERY, dict[Path, tuple[int | None, float | None]]()
+        self._states: dict[str, str] = {}
+
+    def show(self, outcomes: Sequence[Outcome]) -> None:
+        if self.live is None:
+            self._tell(outcomes)
+        elif time.monotonic() - self._looked > _EVERY:
+            self._looked = time.monotonic()
+            self.live.update(self.table(outcomes, min(_ROWS, max(self.console.height - 8, 5))), refresh=True)
+
+    def table(self, outcomes: Sequence[Outcome], num_rows: int) -> Table:
+        """Those under way first, then the best; the rest is counted."""
+        for outcome in outcomes:
+            if outcome.state == "running" or outcome.folder not in self._found:
+                self._found[outcome.folder] = _progress(outcome.folder, self.plan)
+        number = pd.Series([outcome.state for outcome in outcomes]).value_counts()
+        table = Table(title=f"{self.plan.name}: {', '.join(f'{count} {state}' for state, count in number.items())}")
+        for column in ("run", "", "epoch", self.plan.metric, "minutes"):
+            table.add_column(column, justify="left" if column in ("run", "") else "right", overflow="fold")
+        for outcome in sorted(outcomes, key=self._order)[:num_rows]:
+            epoch, value = self._found[outcome.folder]
+            minutes = _minutes(outcome)
+            table.add_row(
+                outcome.run.name,
+                outcome.state,
+                "" if epoch is None else str(epoch),
+                "" if value is None else f"{value:.4f}",
+                "" if minutes is None else f"{minutes:.1f}",
+            )
+        if len(outcomes) > num_rows:
+            table.caption = f"and {len(outcomes) - num_rows} more"
+        return table
+
+    def _order(self, outcome: Outcome) -> tuple[bool, float]:
+        value = self._found[outcome.folder][1]
+        worst = float("inf")
+        return outcome.state != "running", worst if value is None else value if self.plan.is_minimised else -value
+
+    def _tell(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            if self._states.get(outcome.run.name, "waiting") != outcome.state:
+                self._states[outcome.run.name] = outcome.state
+                number = sum(each.state == "done" for each in outcomes)
+                self.console.print(f"{outcome.state} {outcome.run.name} ({number}/{len(outcomes)})", soft_wrap=True)
+
+
+def _progress(folder: Path, plan: Plan) -> tuple[int | None, float | None]:
+    """The epoch that a run has reached, and the best value of the metric so far."""
+    epoch, best = None, None
+    for path in folder.glob("metrics*.csv"):
+        try:
+            metrics = pd.read_csv(path)
+        except (OSError, ValueError):  # being written
+            continue
+        if "epoch" in metrics and metrics["epoch"].notna().any():
+            epoch = max(int(metrics["epoch"].max()), -1 if epoch is None else epoch)
+        values = metrics[plan.metric].dropna() if plan.metric in metrics else pd.Series(dtype=float)
+        if len(values):
+            value = float(values.min() if plan.is_minimised else values.max())
+            best = value if best is None else min(best, value) if plan.is_minimised else max(best, value)
+    return epoch, best
+
+
+def _minutes(outcome: Outcome) -> float | None:
+    if outcome.state == "running" and outcome.started is not None:
+        return (time.monotonic() - outcome.started) / 60
+    return read_state(outcome.folder).get("minutes")
+
+
+def _last_line(folder: Path) -> str:
+    try:
+        lines = (folder / LOG).read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1] if lines else "it has printed nothing"
+
+
+def _parser(parser_class: type[ArgumentParser]) -> ArgumentParser:
+    parser = parser_class(
+        prog="dml sweep",
+        description="Run a sweep file of Weights & Biases (method grid or random) here: one run per GPU at a time, or "
+        "--jobs of them on a CPU. The same command goes on where it was stopped.",
+    )
+    parser.add_argument("file", type=str, help="YAML, as wandb sweep takes it.")
+    parser.add_argument("--jobs", type=int, default=0, help="Runs at a time; 0: as many as there are GPUs, or one.")
+    parser.add_argument("--count", type=int | None, default=None, help="At most so many runs.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the draws of method random.")
+    parser.add_argument("--out", type=str | None, default=None, help="Folder of the runs; by default runs/<file name>.")
+    parser.add_argument("--dry_run", action="store_true", help="Print the commands and run nothing.")
+    return parser

@@ -1,0 +1,188 @@
+"""Folders of runs are read as they are left behind: whole, in parts, tested elsewhere, or damaged."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from dml.compare import read, read_folders
+from tests.compare.made import config, make_run, write_per_query
+
+
+def test_what_is_known_of_a_run(tmp_path):
+    folder = make_run(tmp_path / "deep" / "down" / "version_0", config(seed=3))
+    logs = read_folders([tmp_path])
+    run = logs.runs.loc[str(folder)]
+    assert run[["data", "loss", "backbone", "seed"]].tolist() == ["Omniglot", "SmoothAPLoss", "resnet10t", 3]
+    assert run[["epochs", "best_epoch", "minutes", "images_per_second"]].tolist() == [4, 2, 1.5, 100]
+    assert run["peak_memory"] == 2 * 2**30
+    assert run["finished"]
+    assert logs.notes == ()
+
+
+def test_curves_are_of_all_numbers_and_keep_their_epoch(tmp_path):
+    make_run(tmp_path / "a")
+    curves = read_folders([tmp_path]).curves
+    validated = curves[curves["metric"] == "val/AP"]
+    assert validated["epoch"].tolist() == [0, 1, 2, 3]
+    assert validated["step"].tolist() == [9, 19, 29, 39]
+    assert validated["value"].tolist() == [0.2, 0.4, 0.5, 0.3]
+    assert not curves["metric"].isin(["epoch", "step", "fit_minutes"]).any()
+
+
+def test_sums_of_classes_are_of_the_queries_that_have_the_measure(tmp_path):
+    values = np.array([1.0, 0.5, np.nan, 0.25, 0.0, 0.1, 0.2, 0.3])
+    make_run(tmp_path / "a", values=values)
+    classes = read_folders([tmp_path]).classes
+    of_measure = classes[classes["measure"] == "test/AP"]
+    assert of_measure["label"].tolist() == [0, 1]
+    assert of_measure["sum"].tolist() == pytest.approx([1.75, 0.6])
+    assert of_measure["count"].tolist() == [3, 4]
+
+
+def test_a_resumed_run_is_one_run(tmp_path):
+    folder = make_run(tmp_path / "a", val=(0.1, 0.2, 0.6), is_tested=False)
+    (folder / "metrics.csv").rename(folder / "metrics.1.csv")
+    make_run(folder, val=(0.3, 0.5), first_epoch=2)  # the third epoch is trained again
+    logs = read_folders([tmp_path])
+    validated = logs.curves[logs.curves["metric"] == "val/AP"]
+    assert validated["value"].tolist() == [0.1, 0.2, 0.3, 0.5]
+    run = logs.runs.loc[str(folder)]
+    assert run["best_epoch"] == 3
+    assert np.isnan(run["minutes"])  # those of the part that was killed are not known
+
+
+def test_minutes_of_parts_add_up(tmp_path):
+    folder = make_run(tmp_path / "a")
+    (folder / "metrics.csv").rename(folder / "metrics.10.csv")
+    make_run(folder, val=(0.7,), first_epoch=4)
+    (folder / "metrics.csv").rename(folder / "metrics.11.csv")
+    make_run(folder, val=(), values=np.full(40, 0.25))  # tested again, without training
+    logs = read_folders([tmp_path])
+    assert logs.runs.loc[str(folder), "minutes"] == 3
+    assert logs.curves[logs.curves["metric"] == "test/AP"]["value"].iloc[-1] == 0.25
+
+
+def test_a_run_that_has_just_begun(tmp_path):
+    folder = make_run(tmp_path / "a", is_tested=False)
+    make_run(tmp_path / "b")
+    (folder / "metrics.csv").write_text("")
+    logs = read_folders([tmp_path])
+    assert logs.runs.index.tolist() == [str(tmp_path / "b")]  # nothing is known of the other
+
+
+def test_runs_are_in_the_order_in_which_they_were_started(tmp_path):
+    for name, started in (("a", 30), ("b", 10), ("c", 20)):
+        make_run(tmp_path / name, started=started)
+    assert [run[-1] for run in read_folders([tmp_path]).runs.index] == ["b", "c", "a"]
+
+
+def test_a_folder_that_is_given_twice_is_read_once(tmp_path):
+    make_run(tmp_path / "a")
+    logs = read(tmp_path, tmp_path / "a")
+    assert len(logs.runs) == 1
+    assert not logs.curves.duplicated().any()
+
+
+def _test_of(run, folder, name="best", **settings):
+    return make_run(
+        folder, {**config(**settings), "ckpt_path": str(run / "checkpoints" / f"{name}.ckpt")}, val=(), started=100
+    )
+
+
+def test_a_test_belongs_to_the_run_that_made_the_checkpoint(tmp_path):
+    run = make_run(tmp_path / "a", config(seed=1), is_tested=False)
+    _test_of(run, tmp_path / "tests" / "version_0", seed=1)
+    logs = read_folders([tmp_path])
+    assert logs.runs.index.tolist() == [str(run)]
+    assert logs.runs["finished"].all()
+    assert logs.runs["minutes"].isna().all()  # it was not finished when it was tested
+    assert set(logs.classes["run"]) == {str(run)}
+    assert logs.curves["metric"].isin(["val/AP", "test/AP"]).any()
+
+
+def test_a_test_of_another_protocol_is_another_run_with_the_same_training(tmp_path):
+    run = make_run(tmp_path / "a")
+    test = _test_of(run, tmp_path / "tests", ties="optimistic")
+    logs = read_folders([tmp_path])
+    assert logs.runs.index.tolist() == [str(run), str(test)]
+    assert logs.runs["minutes"].tolist() == [1.5, 1.5]
+    assert logs.runs["protocol"].nunique() == 2
+    of_test = logs.curves[logs.curves["run"] == str(test)]
+    assert of_test[of_test["metric"] == "val/AP"]["value"].tolist() == [0.2, 0.4, 0.5, 0.3]
+    assert (of_test["metric"] == "test/AP").sum() == 1
+
+
+def test_a_test_that_repeats_that_of_the_run_is_left_out_with_a_note(tmp_path):
+    run = make_run(tmp_path / "a")
+    test = _test_of(run, tmp_path / "tests")
+    logs = read_folders([tmp_path])
+    assert logs.runs.index.tolist() == [str(run)]
+    assert logs.notes == (f"{test} repeats the test of {run} in {run}, and is left out",)
+
+
+def test_the_last_epoch_is_tested_by_its_checkpoint(tmp_path):
+    run = make_run(tmp_path / "a", is_tested=False)
+    _test_of(run, tmp_path / "tests", name="last")
+    assert read_folders([tmp_path]).runs["best_epoch"].tolist() == [3]
+
+
+def test_a_test_without_its_run(tmp_path):
+    run = make_run(tmp_path / "a", is_tested=False)
+    test = _test_of(run, tmp_path / "tests")
+    logs = read_folders([tmp_path / "tests"])
+    assert logs.runs.index.tolist() == [str(test)]
+    assert "whose run is not among these" in logs.notes[0]
+
+
+@pytest.mark.parametrize("text", ["model: [", "just words", "trainer: {}\nmodel: {}\ndata: {}\n", "\tno"])
+def test_a_folder_with_another_configuration_is_left_out_with_a_note(tmp_path, text):
+    make_run(tmp_path / "good")
+    bad = make_run(tmp_path / "bad")
+    (bad / "config.yaml").write_text(text)
+    logs = read_folders([tmp_path])
+    assert logs.runs.index.tolist() == [str(tmp_path / "good")]
+    assert logs.notes[0].startswith(f"{bad} is left out: config.yaml is no ")
+
+
+def test_a_damaged_file_of_queries_leaves_the_run(tmp_path):
+    folder = make_run(tmp_path / "a")
+    (folder / "per_query" / "test.parquet").write_bytes(b"PAR1 but no more")
+    logs = read_folders([tmp_path])
+    assert len(logs.runs) == 1
+    assert logs.classes.empty
+    assert "test.parquet cannot be read as queries of a test" in logs.notes[0]
+
+
+def test_retrievals_are_read_where_they_are(tmp_path):
+    picture = io.BytesIO()
+    Image.new("L", (4, 4)).save(picture, "PNG")
+    folder = make_run(tmp_path / "a")
+    make_run(tmp_path / "b")
+    (folder / "retrievals").mkdir()
+    row = {"section": "random", "query": 3, "query_path": "q.png", "query_image": picture.getvalue()}
+    row |= {"average_precision": 0.5, "place": 0, "path": "n.png", "image": picture.getvalue(), "similarity": 0.9}
+    pd.DataFrame([row | {"is_right": True}]).to_parquet(folder / "retrievals" / "test.parquet")
+    found = read_folders([tmp_path]).retrievals
+    assert found[["run", "query", "is_right"]].to_numpy().tolist() == [[str(folder), 3, True]]
+    assert found["image"].iloc[0] == picture.getvalue()
+    assert read_folders([tmp_path], with_retrievals=False).retrievals.empty
+
+
+def test_the_size_of_the_gallery_is_part_of_the_protocol(tmp_path):
+    folder = make_run(tmp_path / "a")
+    write_per_query(folder, np.linspace(0, 1, 40), num_gallery=5000)
+    assert '"num_gallery": 5000' in read_folders([tmp_path]).runs["protocol"].iloc[0]
+
+
+@pytest.mark.parametrize("what", ["a file", "nothing", "an empty folder"])
+def test_where_no_runs_are(tmp_path, what):
+    path = tmp_path / "runs"
+    if what == "a file":
+        path.write_text("")
+    if what == "an empty folder":
+        path.mkdir()
+    with pytest.raises(ValueError, match=f"paths has '{path}', which"):
+        read_folders([path])

@@ -1,0 +1,232 @@
+"""Rows are of what may be compared, and their numbers are those of the runs."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dml.compare import compare, read
+from dml.metrics.uncertainty import bootstrap, paired_test
+from tests.compare.made import config, make_run, write_per_query
+
+CLASSES = np.arange(40) // 4
+
+
+def _values(mean, seed):
+    return np.clip(np.random.default_rng(seed).normal(mean, 0.1, 40), 0, 1)
+
+
+def _only(tmp_path, **options):
+    (found,) = compare(read(tmp_path), **options)
+    return found
+
+
+def test_means_over_seeds(tmp_path):
+    values = {("A", 0): 0.5, ("A", 1): 0.7, ("B", 0): 0.8}
+    for (loss, seed), value in values.items():
+        make_run(tmp_path / f"{loss}{seed}", config(f"{loss}Loss", seed), values=np.full(40, value))
+    rows = _only(tmp_path).rows
+    assert rows["loss"].tolist() == ["BLoss", "ALoss"]
+    assert rows["seeds"].tolist() == [1, 2]
+    assert rows["test/AP"].tolist() == pytest.approx([0.8, 0.6])
+    assert rows["test/AP_std"][1] == pytest.approx(np.std([0.5, 0.7], ddof=1))
+    assert np.isnan(rows["test/AP_std"][0])
+    assert rows["test/R@1"].tolist() == [1, 0.5]
+    assert rows["val"].tolist() == [0.5, 0.5]
+    assert rows["best_epoch"].tolist() == [2, 2]
+    assert rows[["minutes", "images_per_second", "peak_memory"]].to_numpy().tolist() == [[1.5, 100, 2 * 2**30]] * 2
+    assert rows["runs"].tolist() == [[str(tmp_path / "B0")], [str(tmp_path / "A0"), str(tmp_path / "A1")]]
+    assert not any(name.endswith("_low") for name in rows.columns)
+
+
+def test_intervals_and_tests_are_of_queries_averaged_over_seeds(tmp_path):
+    values = {(loss, seed): _values(mean, [seed, 9]) for loss, mean in (("A", 0.6), ("B", 0.5)) for seed in (0, 1)}
+    for (loss, seed), value in values.items():
+        make_run(tmp_path / f"{loss}{seed}", config(f"{loss}Loss", seed), values=value)
+    rows = _only(tmp_path).rows
+    averaged = {loss: (values[loss, 0] + values[loss, 1]) / 2 for loss in "AB"}
+    for row, loss in enumerate("AB"):
+        assert rows[["low", "high"]].iloc[row].tolist() == pytest.approx(bootstrap(averaged[loss], CLASSES)[:2])
+    frames = [pd.DataFrame({"path": np.arange(40), "AP": averaged[loss], "class": CLASSES}) for loss in "AB"]
+    expected = paired_test(*frames, level="class")
+    assert rows["p_value"][1] == pytest.approx(expected.p_value)
+    assert rows["difference"][1] == pytest.approx(expected.difference)
+    assert rows[["p_value", "p_holm", "difference"]].iloc[0].isna().all()
+
+
+def test_confidence_is_that_of_the_intervals(tmp_path):
+    make_run(tmp_path / "a", values=_values(0.5, 0))
+    widths = [float((found := _only(tmp_path, confidence=c).rows)["high"][0] - found["low"][0]) for c in (0.5, 0.99)]
+    assert widths[0] < widths[1]
+
+
+def test_p_values_allow_for_the_number_of_rows(tmp_path):
+    for number, mean in enumerate((0.7, 0.66, 0.64, 0.3)):
+        make_run(tmp_path / f"{number}", config(f"L{number}Loss"), values=_values(mean, number))
+    rows = _only(tmp_path).rows
+    p_values = rows["p_value"].to_numpy()[1:]
+    order = np.argsort(p_values)
+    expected = np.maximum.accumulate(np.minimum(p_values[order] * [3, 2, 1], 1))
+    assert rows["p_holm"].to_numpy()[1:][order] == pytest.approx(expected)
+
+
+def test_the_first_row_is_the_reference(tmp_path):
+    for loss, mean in (("A", 0.6), ("B", 0.5), ("C", 0.7)):
+        make_run(tmp_path / loss, config(f"{loss}Loss"), values=_values(mean, 3))
+    rows = _only(tmp_path, first="BLoss").rows
+    assert rows["loss"].tolist() == ["BLoss", "CLoss", "ALoss"]
+    assert (rows["difference"][1:] > 0).all()
+
+
+def test_settings_make_variants(tmp_path):
+    for name, settings in {"a": {"temperature": 0.1}, "b": {"lr": 0.1}, "c": {}}.items():
+        make_run(tmp_path / name, config(**settings))
+    make_run(tmp_path / "other", config("OtherLoss"))
+    rows = _only(tmp_path).rows.set_index("loss")
+    assert sorted(rows.loc["SmoothAPLoss", "variant"]) == [
+        "temperature=0.01, lr=0.001",
+        "temperature=0.01, lr=0.1",
+        "temperature=0.1, lr=0.001",
+    ]
+    assert rows.loc["OtherLoss", "variant"] == ""
+
+
+def test_what_changes_no_number_makes_no_variant(tmp_path):
+    make_run(tmp_path / "a", config(seed=0, root="here", num_workers=1))
+    make_run(tmp_path / "b", config(seed=1, root="there", num_workers=8))
+    assert _only(tmp_path).rows["seeds"].tolist() == [2]
+
+
+def test_the_best_variant_is_chosen_by_validation_not_by_test(tmp_path):
+    make_run(tmp_path / "good_on_test", config(temperature=0.1), val=(0.3,), values=np.full(40, 0.9))
+    make_run(tmp_path / "good_on_val", config(temperature=0.2), val=(0.8,), values=np.full(40, 0.4))
+    found = _only(tmp_path, best_of_variants=True)
+    assert found.rows["test/AP"].tolist() == pytest.approx([0.4])
+    assert found.rows["variant"].tolist() == ["temperature=0.2"]
+    assert "of 2 variants of SmoothAPLoss, validation chose temperature=0.2" in found.notes
+
+
+def test_variants_are_compared_on_the_seeds_they_share(tmp_path):
+    make_run(tmp_path / "tried", config(temperature=0.1), val=(0.55,))
+    for seed, value in enumerate((0.6, 0.5, 0.5)):  # chosen on seed 0, then repeated
+        make_run(tmp_path / f"chosen{seed}", config(seed=seed, temperature=0.2), val=(value,))
+    rows = _only(tmp_path, best_of_variants=True).rows
+    assert rows["seeds"].tolist() == [3]
+    assert rows["val"].tolist() == pytest.approx([1.6 / 3])
+
+
+def test_the_latest_run_of_a_seed_counts(tmp_path):
+    make_run(tmp_path / "z_old", values=np.full(40, 0.3), started=1)
+    make_run(tmp_path / "a_new", values=np.full(40, 0.6), started=2)
+    found = _only(tmp_path)
+    assert found.rows["test/AP"].tolist() == pytest.approx([0.6])
+    note = (
+        f"seed 0 of SmoothAPLoss was run 2 times: {tmp_path / 'a_new'} counts, the latest, and not {tmp_path / 'z_old'}"
+    )
+    assert found.notes == (note,)
+
+
+def test_a_run_that_is_not_finished_does_not_replace_one_that_is(tmp_path):
+    make_run(tmp_path / "done", started=1)
+    make_run(tmp_path / "running", started=2, is_tested=False)
+    found = _only(tmp_path)
+    assert found.rows["runs"].tolist() == [[str(tmp_path / "done")]]
+    assert found.notes == (f"1 run has not been tested, and so not in a table: {tmp_path / 'running'}",)
+
+
+@pytest.mark.parametrize(
+    ("key", "settings"),
+    [
+        ("image_size", {"image_size": 48}),
+        ("test_split", {"split": "seen"}),
+        ("search.ties", {"ties": "optimistic"}),
+    ],
+)
+def test_protocols_are_split_with_a_note(tmp_path, key, settings):
+    usual = config("ALoss")
+    make_run(tmp_path / "a", usual, started=1)
+    make_run(tmp_path / "b", config("BLoss", **settings), started=2)
+    found = compare(read(tmp_path))
+    before, after = {"image_size": 64, "test_split": "test", "search.ties": "pessimistic"}[key], *settings.values()
+    assert [comparison.name for comparison in found] == [f"Omniglot, {key} {before}", f"Omniglot, {key} {after}"]
+    assert [comparison.rows["loss"].tolist() for comparison in found] == [["ALoss"], ["BLoss"]]
+    told = f"1 run is in another table, of another protocol: {key} is {after} here and {before} there"
+    assert found[1].notes == (told,)
+
+
+def test_galleries_of_other_sizes_are_split(tmp_path):
+    for name, size in (("a", 40), ("b", 5000)):
+        write_per_query(make_run(tmp_path / name, config(f"{name}Loss")), np.linspace(0, 1, 40), num_gallery=size)
+    found = compare(read(tmp_path))
+    assert [comparison.name for comparison in found] == ["Omniglot, num_gallery 40", "Omniglot, num_gallery 5000"]
+
+
+def test_a_run_without_queries_is_in_the_table_without_an_interval(tmp_path):
+    make_run(tmp_path / "a", config("ALoss"), values=_values(0.6, 0))
+    make_run(tmp_path / "b", config("BLoss"), values=_values(0.5, 0), per_query=False)
+    found = _only(tmp_path)
+    assert found.rows["low"].isna().tolist() == [False, True]
+    assert found.rows["p_value"].isna().all()
+    assert found.notes == ("no interval and no test without per_query/test.parquet of the same queries: BLoss",)
+
+
+def test_other_queries_are_not_tested_against(tmp_path):
+    make_run(tmp_path / "a", config("ALoss"), values=_values(0.6, 0))
+    folder = make_run(tmp_path / "b", config("BLoss"), values=_values(0.5, 0))
+    write_per_query(folder, _values(0.5, 0), classes=np.arange(40) // 5)
+    found = _only(tmp_path)
+    assert found.rows["low"].notna().all()
+    assert found.rows["p_value"].isna().all()
+    assert found.notes == ("not tested against ALoss, whose test queries are others: BLoss",)
+
+
+def test_a_test_at_another_epoch_than_the_best(tmp_path):
+    make_run(tmp_path / "a", config(monitor=None))  # the last checkpoint is the one that is tested
+    found = _only(tmp_path)
+    assert found.notes == (f"tested at another epoch than the best by val/AP: {tmp_path / 'a'} (tested 3, best 2)",)
+
+
+def test_of_a_loss_less_is_better(tmp_path):
+    folder = make_run(tmp_path / "a")
+    metrics = pd.read_csv(folder / "metrics.csv").rename(columns={"val/R@1": "val/loss"})
+    metrics.to_csv(folder / "metrics.csv", index=False)
+    rows = _only(tmp_path, monitor="val/loss").rows
+    assert rows[["val", "best_epoch"]].to_numpy().tolist() == [[0.5, 2]]
+
+
+def test_a_measure_that_some_seeds_lack_has_no_mean(tmp_path):
+    make_run(tmp_path / "a", config(seed=0))
+    folder = make_run(tmp_path / "b", config(seed=1))
+    metrics = pd.read_csv(folder / "metrics.csv").drop(columns="test/R@1")
+    metrics.to_csv(folder / "metrics.csv", index=False)
+    rows = _only(tmp_path).rows
+    assert rows["seeds"].tolist() == [2]
+    assert rows["test/R@1"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"measure": "test/mAP"}, r"measure is 'test/mAP'; the runs have \['test/AP', 'test/R@1'\]"),
+        ({"monitor": "val/mAP"}, r"monitor is 'val/mAP', .* the runs have \['val/AP', 'val/R@1'\]"),
+        ({"monitor": "test/AP"}, "monitor is 'test/AP', which must be a validation metric"),
+        ({"first": "Smooth"}, r"first is 'Smooth'; the losses are \['SmoothAPLoss'\]"),
+        ({"confidence": 95}, "confidence is 95; it must be between 0 and 1"),
+    ],
+)
+def test_what_is_not_there(tmp_path, options, message):
+    make_run(tmp_path / "a")
+    with pytest.raises(ValueError, match=message):
+        compare(read(tmp_path), **options)
+
+
+def test_nothing_has_been_tested(tmp_path):
+    make_run(tmp_path / "a", is_tested=False)
+    with pytest.raises(ValueError, match="logs are of 1 runs, none of which has been tested"):
+        compare(read(tmp_path))
+
+
+def test_nothing_to_choose_the_best_variant_by(tmp_path):
+    run = make_run(tmp_path / "a", is_tested=False)
+    make_run(tmp_path / "test" / "b", {**config(), "ckpt_path": str(run / "checkpoints" / "best.ckpt")}, val=())
+    with pytest.raises(ValueError, match="best_of_variants is set, but no run of SmoothAPLoss has validated"):
+        compare(read(tmp_path / "test"), best_of_variants=True)

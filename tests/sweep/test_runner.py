@@ -1,0 +1,127 @@
+"""Runs side by side: each alone in its folder, none twice, and all of them in the end."""
+
+import ast
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from dml.sweep import Planned, run_all
+from dml.sweep.plan import planned
+from dml.sweep.worker import is_done, read_state
+from tests.sweep.commands import command
+
+
+def runs(*actions):
+    return [
+        planned(["fit", f"--number={number}", f"--do={do}"], {"do": do, "n": number})
+        for number, do in enumerate(actions)
+    ]
+
+
+def ignore(outcomes):
+    """Watch nothing."""
+
+
+def run_them(planned_runs, out, jobs=1, watch=ignore):
+    return run_all(command, planned_runs, out, jobs=jobs, watch=watch)
+
+
+def calls(out, run):
+    lines = (out / run.name / "calls.txt").read_text().splitlines()
+    return [line.split(" ", 3) for line in lines]
+
+
+def test_each_run_has_a_process_a_folder_and_a_log(tmp_path):
+    first, second = asked = runs("work", "work")
+    outcomes = run_them(asked, tmp_path)
+    assert [outcome.state for outcome in outcomes] == ["done", "done"]
+    processes = {calls(tmp_path, run)[0][0] for run in asked}
+    assert len(processes) == 2
+    assert str(os.getpid()) not in processes
+    words = ast.literal_eval(calls(tmp_path, first)[0][3])
+    assert words == [*first.words, f"--folder={tmp_path / first.name}", "--ckpt_path=last"]
+    assert "working" in (tmp_path / second.name / "output.log").read_text()
+    assert read_state(tmp_path / second.name)["exit_code"] == 0
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is(tmp_path):
+    asked = runs("work", "fail", "once")
+    assert [outcome.state for outcome in run_them(asked, tmp_path)] == ["done", "failed", "failed"]
+    assert "out of luck" in (tmp_path / asked[1].name / "output.log").read_text()
+    assert [outcome.state for outcome in run_them(asked, tmp_path)] == ["done", "failed", "done"]
+    assert [len(calls(tmp_path, run)) for run in asked] == [1, 2, 2]
+
+
+def test_the_exit_code_of_an_error_is_kept(tmp_path):
+    (asked,) = runs("refuse")
+    assert run_them([asked], tmp_path)[0].state == "failed"
+    assert read_state(tmp_path / asked.name)["exit_code"] == 2
+    assert (tmp_path / asked.name / "output.log").read_text().splitlines()[-1] == "dml: error: no such loss"
+
+
+def test_another_command_of_the_same_name_is_not_done(tmp_path):
+    (asked,) = runs("work")
+    run_them([asked], tmp_path)
+    other = Planned(asked.name, [*asked.words, "--trainer.max_epochs=3"])
+    assert not is_done(tmp_path / asked.name, other.words)
+    run_them([other], tmp_path)
+    assert len(calls(tmp_path, asked)) == 2
+
+
+def test_jobs_run_side_by_side_and_share_the_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    most = []
+    run_them(
+        runs(*["work"] * 4),
+        tmp_path,
+        jobs=2,
+        watch=lambda outcomes: most.append(sum(each.state == "running" for each in outcomes)),
+    )
+    assert max(most) == 2
+    assert {calls(tmp_path, run)[0][1] for run in runs(*["work"] * 4)} == {"2"}
+
+
+def test_each_gpu_has_one_run_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    asked = runs("work", "work", "work")
+    run_them(asked, tmp_path, jobs=2)
+    assert {calls(tmp_path, run)[0][2] for run in asked} == {"4", "7"}
+
+
+def test_a_run_that_another_sweep_has_is_left_to_it(tmp_path):
+    (asked,) = runs("wait")
+    other = multiprocessing.get_context("spawn").Process(target=run_them, args=([asked], tmp_path))
+    other.start()
+    waiting = tmp_path / asked.name / "waiting"
+    wait_for(waiting.exists)
+    try:
+        assert [outcome.state for outcome in run_them([asked], tmp_path)] == ["elsewhere"]
+        assert len(calls(tmp_path, asked)) == 1
+    finally:
+        os.kill(int(calls(tmp_path, asked)[0][0]), signal.SIGKILL)
+        other.join(30)
+
+
+def test_ctrl_c_has_the_runs_stop(tmp_path):
+    waiting, later = runs("wait", "work")
+
+    def watch(outcomes):
+        if (tmp_path / waiting.name / "waiting").exists():
+            raise KeyboardInterrupt
+
+    outcomes = run_them([waiting, later], tmp_path, watch=watch)
+    assert [outcome.state for outcome in outcomes] == ["stopped", "waiting"]
+    assert read_state(tmp_path / waiting.name)["exit_code"] == 128 + signal.SIGTERM
+    assert not (tmp_path / later.name).exists()
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail("it did not happen")
+        time.sleep(0.05)
