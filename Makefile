@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint lowest clean
+.PHONY: quickstart test lint docs lowest clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/dml fit -c experiments/quickstart.yaml
@@ -17,6 +17,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The pages, into build/site. The variable silences the theme's advice to move to its successor.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict --quiet
 
 # The lower bounds of setup.cfg, installed and tested.
 lowest:
