@@ -78,7 +78,8 @@ class DMLCommand(LightningCLI):
                 **dict.fromkeys(self.subcommands(), whole_names),
                 "epilog": "Data sets: dml data describe, verify, prepare or pack; see dml data --help. "
                 "The model as one file: dml export; see dml export --help. "
-                "Neighbours of any image: dml index, then dml search or dml browse; see dml index --help.",
+                "Neighbours of any image: dml index, then dml search or dml browse; see dml index --help. "
+                "Many runs: dml sweep, dml compare; pages of W&B: dml workspace.",
             },
             auto_configure_optimizers=False,
             save_config_callback=LogConfig,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
-_OF_PAGE = ("faiss", "starlette", "uvicorn", "jinja2")
+_OF_PAGE = ("faiss", "starlette", "uvicorn")
 
 
 def run_index(words: list[str], parser_class: type[ArgumentParser]) -> int:

@@ -1,4 +1,4 @@
-"""Checkpoints and embeddings as artifacts of Weights & Biases."""
+"""Checkpoints, embeddings and values of queries as artifacts of Weights & Biases."""
 
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -9,16 +9,18 @@ from pytorch_lightning.loggers import WandbLogger
 
 from dml.callbacks.embeddings import WriteEmbeddings
 from dml.callbacks.last import SaveLast
+from dml.callbacks.per_query import WritePerQuery
 
 Upload = Literal["files", "references", "nothing"]
 
 
 class LogArtifacts(Callback):
-    """Give the checkpoints of a fit, and the embeddings of ``dml predict``, to Weights & Biases as artifacts.
+    """Give what a run has written to Weights & Biases as artifacts: checkpoints, embeddings, values of queries.
 
     The best and the last checkpoint are versions of one artifact ``model-<run id>`` of type ``model``, with the aliases
-    ``best`` and ``last``. Embeddings are ``embeddings-<run id>`` of type
-    ``embeddings``, with the alias of the checkpoint that they are of.
+    ``best`` and ``last``. Embeddings of ``dml predict`` are ``embeddings-<run id>`` of
+    type ``embeddings``, with the alias of the checkpoint that they are of. The file of :class:`WritePerQuery` is
+    ``per_query-<run id>`` of type ``per_query``, from which ``dml compare --wandb`` has its intervals.
 
     Files are not copied on this machine: an offline run notes where they are, and ``wandb sync`` uploads them from
     there. A ``WandbLogger`` with ``log_model`` keeps checkpoints in its own way, and gets none of these.
@@ -41,17 +43,17 @@ class LogArtifacts(Callback):
         if not loggers or self.upload == "nothing" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         checkpoints = _checkpoints(trainer) if stage == "fit" else {}  # a broadcast: on every process
-        embeddings = _embeddings(trainer) if stage == "predict" else None
+        written = {"predict": ("embeddings", WriteEmbeddings), "test": ("per_query", WritePerQuery)}.get(stage)
         if not trainer.is_global_zero:
             return
         for logger in loggers:
             if not logger._log_model:
-                for alias, path in checkpoints.items():
-                    self._log(logger, "model", "model.ckpt", path, alias, _facts(trainer, alias))
-            if embeddings is not None:
+                for alias, checkpoint in checkpoints.items():
+                    self._log(logger, "model", "model.ckpt", checkpoint, alias, _facts(trainer, alias))
+            if written is not None and (path := _last_path(trainer, written[1])) is not None:
                 stem = Path(trainer.ckpt_path or "").stem
                 of = stem if stem in ("best", "last") else None
-                self._log(logger, "embeddings", embeddings.name, embeddings, of, {"checkpoint": trainer.ckpt_path})
+                self._log(logger, written[0], path.name, path, of, {"checkpoint": trainer.ckpt_path})
 
     def _log(
         self, logger: WandbLogger, kind: str, name: str, path: Path, alias: str | None, facts: dict[str, Any]
@@ -77,9 +79,10 @@ def _checkpoints(trainer: Trainer) -> dict[str, Path]:
     return {alias: path for alias, path in found.items() if path.is_file()}
 
 
-def _embeddings(trainer: Trainer) -> Path | None:
+def _last_path(trainer: Trainer, kind: type[WriteEmbeddings | WritePerQuery]) -> Path | None:
+    """Of the file that the callback of a kind has written."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # untyped in Lightning
-    written = [callback.last_path for callback in callbacks if isinstance(callback, WriteEmbeddings)]
+    written = [callback.last_path for callback in callbacks if isinstance(callback, kind)]
     return next((path for path in written if path is not None), None)
 
 

@@ -5,7 +5,8 @@ import pytest
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
-from dml.callbacks import LogArtifacts, LogRetrievalMetrics, SaveLast, WriteEmbeddings
+from dml.callbacks import LogArtifacts, LogRetrievalMetrics, SaveLast, WriteEmbeddings, WritePerQuery
+from dml.compare.per_query import read_classes
 from dml.metrics import RetrievalMetrics
 
 from .offline import told_by
@@ -92,6 +93,21 @@ def test_embeddings_have_the_alias_of_their_checkpoint(make_trainer, module, dat
     (entry,) = artifact.manifest.contents
     assert (entry.path, Path(entry.local_path)) == ("embeddings.npy", tmp_path / "embeddings.npy")
     assert told.artifacts_of("model") == []
+
+
+def test_values_of_queries_are_an_artifact_that_a_comparison_reads(make_trainer, module, datamodule, tmp_path):
+    logger = WandbLogger(offline=True, save_dir=tmp_path)
+    metrics = LogRetrievalMetrics(RetrievalMetrics(recall_at=[1]))
+    per_query = WritePerQuery(str(tmp_path / "per_query"))
+    try:
+        make_trainer(LogArtifacts(), metrics, per_query, logger=logger).test(module, datamodule)
+    finally:
+        told = told_by(tmp_path)
+    (artifact,) = told.artifacts_of("per_query")
+    (entry,) = artifact.manifest.contents
+    assert (entry.path, Path(entry.local_path)) == ("test.parquet", tmp_path / "per_query" / "test.parquet")
+    _, attributes = read_classes("run", Path(entry.local_path))
+    assert attributes["protocol"] == "RetrievalMetrics"
 
 
 def test_rejects_another_policy():
