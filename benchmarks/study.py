@@ -24,7 +24,7 @@ from dml.compare.kept import is_kept
 from dml.compare.logs import no_logs, only, together
 from dml.sweep import Plan, Planned
 from dml.sweep.plan import planned
-from dml.sweep_command import watched
+from dml.sweep_command import STOPPED, watched
 
 OUT = Path("runs/study")
 KEPT = Path(__file__).with_name("study_logs")
@@ -46,6 +46,7 @@ class Candidate(NamedTuple):
 
 _INNER = "model.loss.init_args.loss.init_args"
 _OWN = "model.loss.init_args"
+_RATE = "model.groups.loss.learning_rate"  # of the proxies, which decides more than the constants of the loss
 _TEMPERATURES = (0.01, 0.02, 0.05)
 CANDIDATES = (
     Candidate("smooth_ap", f"{_OWN}.temperature", _TEMPERATURES),
@@ -53,14 +54,14 @@ CANDIDATES = (
     Candidate("roadmap", f"{_OWN}.weights", ([1.0, 0.1], [1.0, 0.3], [1.0, 1.0])),
     Candidate("sup_ap", f"{_OWN}.temperature", _TEMPERATURES),
     Candidate("triplet_margin", "triplet", (0.05, 0.1, 0.2)),
-    Candidate("proxy_anchor", f"{_INNER}.alpha", (8.0, 16.0, 32.0), _INNER),
+    Candidate("proxy_anchor", _RATE, (0.01, 0.1, 1.0), _INNER),
     Candidate("fast_ap", f"{_OWN}.num_bins", (5, 10, 20)),
     Candidate("recall_at_k", f"{_OWN}.temperature", _TEMPERATURES),
     Candidate("nt_xent", f"{_INNER}.temperature", (0.05, 0.1, 0.2)),
     Candidate("quantized_ap", f"{_OWN}.num_bins", (10, 20, 40)),
     Candidate("contrastive", f"{_INNER}.neg_margin", (0.5, 0.75, 1.0)),
     Candidate("blackbox_ap", f"{_OWN}.lambda_val", (1.0, 4.0, 16.0)),
-    Candidate("proxy_nca", f"{_INNER}.softmax_scale", (4.0, 9.0, 18.0), _INNER),
+    Candidate("proxy_nca", _RATE, (0.01, 0.1, 1.0), _INNER),
     Candidate("smooth_recall", f"{_OWN}.temperature", _TEMPERATURES),
     Candidate("smooth_ndcg", f"{_OWN}.temperature", _TEMPERATURES),
     Candidate("sup_recall", f"{_OWN}.temperature", _TEMPERATURES),
@@ -188,8 +189,10 @@ def run(part: str, runs: Iterable[Planned], jobs: int) -> RunLogs:
     done = {Path(path).name for path in kept.runs.index}
     missing = [each for each in runs if each.name not in done]
     if missing:
-        watched(dml, Plan(part, "val/AP", False, missing), OUT / part, jobs)
+        code = watched(dml, Plan(part, "val/AP", False, missing), OUT / part, jobs)
         keep_part(part)
+        if code == STOPPED:
+            sys.exit(code)
     return read_kept(KEPT / part)
 
 

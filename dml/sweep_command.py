@@ -17,6 +17,9 @@ from dml.sweep import Outcome, Plan, read_plan, run_all
 from dml.sweep.runner import num_devices
 from dml.sweep.worker import LOG, Command, read_state
 
+STOPPED = 128 + signal.SIGINT
+"""Exit code of a sweep that was told to stop."""
+
 _EVERY = 2.0  # seconds between two looks at the metrics
 _ROWS = 30
 
@@ -30,7 +33,7 @@ def run(words: list[str], parser_class: type[ArgumentParser], command: Command) 
         command: What runs a ``dml fit``.
 
     Returns:
-        Exit code: 0 if every run is done, 1 if not.
+        Exit code: that of :func:`watched`.
 
     Raises:
         ValueError: If an argument or the file is wrong.
@@ -52,7 +55,7 @@ def watched(command: Command, plan: Plan, out: Path, jobs: int) -> int:
     """Run a plan, and show a table of how it goes; where there is no terminal, a line for each event.
 
     Returns:
-        Exit code: 0 if every run is done, 1 if not.
+        Exit code: 0 if every run is done, 130 if runs were told to stop, 1 if others are missing.
     """
     console = Console()
     view = _View(plan, console)
@@ -67,7 +70,7 @@ def watched(command: Command, plan: Plan, out: Path, jobs: int) -> int:
             console.print(f"failed: {outcome.folder / LOG}: {_last_line(outcome.folder)}", soft_wrap=True, markup=False)
     again = f"{len(missing)} of {len(outcomes)} are not done; the same command goes on with them"
     console.print(again if missing else f"compare them: dml compare {out}", soft_wrap=True, highlight=False)
-    return int(bool(missing))
+    return STOPPED if any(outcome.state == "stopped" for outcome in missing) else int(bool(missing))
 
 
 class _View:

@@ -20,6 +20,8 @@ from tests.data.datasets.miniatures import MINIATURES, make_revisited_oxford
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SOP = EXPERIMENTS / "sop.yaml"
 BASES = sorted(EXPERIMENTS.glob("*.yaml"))
+LEVELS = EXPERIMENTS / "study" / "levels.yaml"
+STUDIED = sorted(set((EXPERIMENTS / "study").glob("*.yaml")) - {LEVELS})
 LOSSES = sorted((EXPERIMENTS / "losses").glob("*.yaml"))
 EVALUATIONS = sorted((EXPERIMENTS / "evaluation").glob("*.yaml"))
 STAGES = sorted((EXPERIMENTS / "stages").glob("*.yaml"))
@@ -119,6 +121,12 @@ def shrink(recipe, folder):
 def test_experiment_runs(base, roots, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     run(roots, base)
+
+
+@pytest.mark.parametrize("base", STUDIED, ids=lambda path: path.stem)
+def test_study_runs(base, roots, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    run(roots, base, LEVELS)
 
 
 @pytest.mark.parametrize("name", ["cub200", "dyml_animal", "inaturalist"])

@@ -1,5 +1,6 @@
 """Commands that stand for ``dml fit`` in the tests of the runner: importable by the processes it starts."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -36,3 +37,10 @@ def command(words):
         (folder / "waiting").touch()
         time.sleep(60)
     (folder / "metrics.csv").write_text("epoch,step,val/AP\n0,10,0.25\n1,20,0.75\n2,30,0.5\n")
+
+
+def command_that_stops_the_sweep(words):
+    """Tell the runner to stop, as the end of a job does, then wait to be told."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    os.kill(multiprocessing.parent_process().pid, signal.SIGTERM)
+    time.sleep(60)

@@ -2,12 +2,14 @@
 
 import collections
 import math
+from pathlib import Path
 
 import pytest
 import yaml
 
 from dml.sweep import read_plan
 
+SWEEPS = Path(__file__).parents[2] / "experiments" / "sweeps"
 COMMAND = ["dml", "fit", "-c", "experiments/sop.yaml", "${args}"]
 
 
@@ -160,3 +162,16 @@ def test_a_file_that_is_no_sweep_is_refused(tmp_path):
         read_plan(path)
     with pytest.raises(ValueError, match="count is 0"):
         read_plan(path, count=0)
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_sweeps_of_the_project_can_be_run(path, tmp_path):
+    content = yaml.safe_load(path.read_text())
+    assert content["metric"] == {"name": "best/val/AP", "goal": "maximize"}
+    if content["method"] == "bayes":  # by W&B only; what it varies can be drawn
+        path = tmp_path / "random.yaml"
+        path.write_text(yaml.safe_dump({**content, "method": "random"}))
+    runs = read_plan(path).runs
+    overlays = {word.removeprefix("--config=") for run in runs for word in run.words if word.endswith(".yaml")}
+    assert len(overlays) > 1
+    assert all((SWEEPS.parents[1] / overlay).is_file() for overlay in overlays)
