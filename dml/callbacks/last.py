@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_info
 
 
@@ -82,6 +83,11 @@ class SaveLast(Callback):
             self._exit(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning calls those that keep the best epoch after all others; this epoch, which does not come again once
+        # the checkpoint below says that it is over, would never be among theirs. Called twice, they save once.
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                callback.on_train_epoch_end(trainer, pl_module)
         self._save(trainer, validation_is_due=False)
         if self._is_to_stop(trainer):
             self._exit(trainer)

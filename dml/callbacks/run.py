@@ -25,6 +25,8 @@ VERSION_KEY = "dml_version"
 CONFIGURED = ("seed_everything", "trainer", "model", "data", "search")
 """The parts of the configuration that are kept."""
 
+_MINUTES = "minutes"
+
 
 class LogConfig(SaveConfigCallback):
     """Put the resolved configuration into the run's folder, its loggers and its checkpoints."""
@@ -54,7 +56,7 @@ class DescribeRun(Callback):
     def __init__(self, monitor: str = "val/AP") -> None:
         self.monitor = monitor
         self._best: dict[str, float] = {}
-        self._started = 0.0
+        self._started, self._minutes_before = 0.0, 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.monotonic()
@@ -70,7 +72,7 @@ class DescribeRun(Callback):
         if trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        if metrics[self.monitor] >= self._best.get(f"best/{self.monitor}", float("-inf")):
+        if metrics[self.monitor] > self._best.get(f"best/{self.monitor}", float("-inf")):
             self._best = {f"best/{name}": value for name, value in metrics.items()}
             self._best["best/epoch"] = trainer.current_epoch
             for run in _wandb_runs(trainer):
@@ -79,13 +81,18 @@ class DescribeRun(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                logger.log_metrics({"fit_minutes": (time.monotonic() - self._started) / 60}, trainer.global_step)
+                logger.log_metrics({"fit_minutes": self._minutes()}, trainer.global_step)
+
+    def _minutes(self) -> float:
+        """Of training up to now, with what was before the checkpoint that the run goes on from."""
+        return self._minutes_before + (time.monotonic() - self._started) / 60
 
     def state_dict(self) -> dict[str, float]:
-        return dict(self._best)
+        return {**self._best, _MINUTES: self._minutes()}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self._best = dict(state_dict)
+        self._minutes_before = state_dict.get(_MINUTES, 0.0)
+        self._best = {name: value for name, value in state_dict.items() if name != _MINUTES}
 
 
 def _wandb_runs(trainer: Trainer) -> list[Any]:

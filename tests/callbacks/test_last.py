@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Callback
-from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 
 from dml.callbacks import SaveLast
@@ -153,6 +153,21 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(signum, moment, fit
     assert resumed == expected[-len(resumed) :]
     assert [event[0] for event in resumed if event[1] != "validation"] == list(range(at + 1, 10))
     assert sum(event[1] == "validation" for event in resumed) == (2 if at == 3 and "end" in moment else 3 - (at > 3))
+
+
+@pytest.mark.parametrize("hook", ["on_validation_epoch_end", "on_train_epoch_end"])
+def test_an_epoch_that_a_run_is_stopped_after_can_be_the_best(hook, fit, last):
+    def best():
+        return ModelCheckpoint(monitor="step_reached", mode="max", filename="best", enable_version_counter=False)
+
+    score = Nth("unused", 0, None)
+    score.on_validation_epoch_end = lambda trainer, module: module.log("step_reached", float(trainer.global_step))
+    with pytest.raises(SystemExit):
+        fit(score, SendAt(hook, 6, signal.SIGTERM), best(), enable_checkpointing=True)
+    assert torch.load(last.with_name("best.ckpt"), weights_only=True)["global_step"] == 6
+    saved = torch.load(last, weights_only=True)["callbacks"]
+    (state,) = (state for name, state in saved.items() if name.startswith("ModelCheckpoint"))
+    assert state["best_model_score"] == 6
 
 
 def test_validations_within_an_epoch_are_not_lost(fit, last):

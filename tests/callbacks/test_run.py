@@ -1,6 +1,7 @@
 """What Weights & Biases is told, read back from the file of an offline run."""
 
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,3 +77,24 @@ def test_the_commit_is_that_of_the_working_directory(tmp_path, monkeypatch):
         subprocess.run(["git", *command], check=True)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     assert _git_commit() == commit
+
+
+def test_minutes_of_a_run_that_goes_on_are_those_of_all_its_parts(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("dml.callbacks.run.time.monotonic", lambda: clock[0])
+    trainer = SimpleNamespace(loggers=[], is_global_zero=True)
+    logged = []
+    trainer.loggers.append(SimpleNamespace(log_metrics=lambda metrics, step: logged.append(metrics)))
+    trainer.global_step = 3
+    first = DescribeRun()
+    clock[0] = 60.0
+    first.on_fit_start(trainer, None)
+    clock[0] = 240.0
+    saved = first.state_dict()  # and then it was killed
+    second = DescribeRun()
+    second.load_state_dict(saved)
+    clock[0] = 1000.0
+    second.on_fit_start(trainer, None)
+    clock[0] = 1060.0
+    second.on_fit_end(trainer, None)
+    assert logged == [{"fit_minutes": pytest.approx(3 + 1)}]
