@@ -1,10 +1,12 @@
 """The ``dml sweep`` command."""
 
+import os
 import shlex
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +17,8 @@ from rich.table import Table
 
 from dml.sweep import Outcome, Plan, read_plan, run_all
 from dml.sweep.runner import num_devices
-from dml.sweep.worker import LOG, Command, read_state
+from dml.sweep.state import LOG, read_state
+from dml.sweep.worker import Command
 
 STOPPED = 128 + signal.SIGINT
 """Exit code of a sweep that was told to stop."""
@@ -42,8 +45,7 @@ def run(words: list[str], parser_class: type[ArgumentParser], command: Command) 
     plan = read_plan(arguments.file, count=arguments.count, seed=arguments.seed)
     out = Path(arguments.out) if arguments.out else Path("runs") / Path(arguments.file).stem
     if arguments.dry_run:
-        for planned in plan.runs:
-            sys.stdout.write(f"{shlex.join(['dml', *planned.words])}\n")
+        _print([shlex.join(["dml", *planned.words]) for planned in plan.runs])
         return 0
     jobs = arguments.jobs or num_devices() or 1
     if jobs < 1:
@@ -56,7 +58,11 @@ def watched(command: Command, plan: Plan, out: Path, jobs: int) -> int:
 
     Returns:
         Exit code: 0 if every run is done, 130 if runs were told to stop, 1 if others are missing.
+
+    Raises:
+        ValueError: If nothing can be written in ``out``.
     """
+    _make(out)
     console = Console()
     view = _View(plan, console)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a job has the runs save too
@@ -65,10 +71,11 @@ def watched(command: Command, plan: Plan, out: Path, jobs: int) -> int:
         outcomes = run_all(command, plan.runs, out, jobs=jobs, watch=view.show)
     console.print(view.table(outcomes, len(outcomes)))
     missing = [outcome for outcome in outcomes if outcome.state != "done"]
-    for outcome in missing:
-        if outcome.state == "failed":
-            console.print(f"failed: {outcome.folder / LOG}: {_last_line(outcome.folder)}", soft_wrap=True, markup=False)
-    again = f"{len(missing)} of {len(outcomes)} are not done; the same command goes on with them"
+    for line in _explained(missing):
+        console.print(line, soft_wrap=True, markup=False)
+    number = sum(outcome.state != "changed" for outcome in missing)
+    ahead = f"; the same command goes on with {'them' if number == len(missing) else f'{number} of them'}"
+    again = f"{len(missing)} of {len(outcomes)} are not done{ahead if number else ''}"
     console.print(again if missing else f"compare them: dml compare {out}", soft_wrap=True, highlight=False)
     return STOPPED if any(outcome.state == "stopped" for outcome in missing) else int(bool(missing))
 
@@ -79,8 +86,10 @@ class _View:
     def __init__(self, plan: Plan, console: Console) -> None:
         self.plan, self.console = plan, console
         self.live: Live | None = None
-        self._looked, self._found = -_EVERY, dict[Path, tuple[int | None, float | None]]()
-        self._states: dict[str, str] = {}
+        self._looked = -_EVERY
+        self._found: dict[Path, tuple[int | None, float | None]] = {}
+        self._seen: dict[Path, str] = {}  # the state that a run was in when its metrics were read
+        self._told: dict[Path, str] = {}
 
     def show(self, outcomes: Sequence[Outcome]) -> None:
         if self.live is None:
@@ -92,7 +101,8 @@ class _View:
     def table(self, outcomes: Sequence[Outcome], num_rows: int) -> Table:
         """Those under way first, then the best; the rest is counted."""
         for outcome in outcomes:
-            if outcome.state == "running" or outcome.folder not in self._found:
+            if outcome.state == "running" or self._seen.get(outcome.folder) != outcome.state:
+                self._seen[outcome.folder] = outcome.state
                 self._found[outcome.folder] = _progress(outcome.folder, self.plan)
         number = pd.Series([outcome.state for outcome in outcomes]).value_counts()
         table = Table(title=f"{self.plan.name}: {', '.join(f'{count} {state}' for state, count in number.items())}")
@@ -119,8 +129,8 @@ class _View:
 
     def _tell(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
-            if self._states.get(outcome.run.name, "waiting") != outcome.state:
-                self._states[outcome.run.name] = outcome.state
+            if self._told.get(outcome.folder, "waiting") != outcome.state:
+                self._told[outcome.folder] = outcome.state
                 number = sum(each.state == "done" for each in outcomes)
                 self.console.print(f"{outcome.state} {outcome.run.name} ({number}/{len(outcomes)})", soft_wrap=True)
 
@@ -148,12 +158,45 @@ def _minutes(outcome: Outcome) -> float | None:
     return read_state(outcome.folder).get("minutes")
 
 
-def _last_line(folder: Path) -> str:
+def _explained(missing: Sequence[Outcome]) -> Iterator[str]:
+    """Why runs are not done, of those that will not be by themselves."""
+    for outcome in missing:
+        if outcome.state == "changed":
+            yield f"changed: made with other files: delete {outcome.folder}, or give another --out"
+        if outcome.state == "failed":
+            yield f"failed: {outcome.folder / LOG}: {_reason(outcome)}"
+
+
+def _reason(outcome: Outcome) -> str:
+    """The signal that killed a run, which its output does not know of, or the last line of it."""
+    if outcome.exit_code is not None and outcome.exit_code < 0:
+        names = {each.value: each.name for each in signal.Signals}
+        return f"killed by signal {-outcome.exit_code} ({names.get(-outcome.exit_code, 'of no name')})"
     try:
-        lines = (folder / LOG).read_text(errors="replace").strip().splitlines()
+        lines = (outcome.folder / LOG).read_text(errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    return lines[-1] if lines else "it has printed nothing"
+    return lines[-1] if lines else f"exit code {outcome.exit_code}; it has printed nothing"
+
+
+def _print(lines: Sequence[str]) -> None:
+    """Print, to a reader that may have had enough, such as ``head``."""
+    try:
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"out is {str(out)!r}, a folder that cannot be written: {reason}; give another") from error
 
 
 def _parser(parser_class: type[ArgumentParser]) -> ArgumentParser:

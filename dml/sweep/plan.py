@@ -15,6 +15,8 @@ from dml.sweep.draws import draw
 
 _UNNAMED = re.compile(r"[^\w.=+]+")
 _LONGEST_NAME = 80
+_GOALS = ("minimize", "maximize")  # the first is W&B's default
+_SET_BY_THE_RUNNER = ("folder", "ckpt_path")
 _PLACES = {"${env}": (), "${interpreter}": (), "${program}": ()}
 
 
@@ -55,7 +57,8 @@ def read_plan(path: str | Path, *, count: int | None = None, seed: int = 0) -> P
     Args:
         path: YAML, as ``wandb sweep`` takes it. Its command is of ``dml fit``, such as
             ``[dml, fit, -c, experiments/sop.yaml, "${args}"]``.
-        count: At most so many runs; for ``method: random``, how many are drawn, by default its ``run_cap``.
+        count: At most so many runs; for ``method: random``, how many are drawn, by default its ``run_cap``. Points and
+            draws that are the same are one run.
         seed: Of the draws.
 
     Raises:
@@ -66,27 +69,58 @@ def read_plan(path: str | Path, *, count: int | None = None, seed: int = 0) -> P
         raise ValueError(f"the sweep is {str(path)!r}; there is no such file")
     if count is not None and count < 1:
         raise ValueError(f"count is {count}; it is a number of runs, at least 1")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it is an integer, at least 0")
+    content = _content(file)
+    count = content.get("run_cap") if count is None else count
+    runs = [
+        planned(_words(file, content, values), _varied(content, values))
+        for values in _draws(file, content, count, seed)
+    ]
+    metric = content.get("metric") or {}
+    return Plan(
+        name=str(content.get("name") or file.stem),
+        metric=str(metric.get("name", "val/AP")).removeprefix("best/"),
+        is_minimised=bool(metric) and metric.get("goal", _GOALS[0]) == _GOALS[0],
+        runs=list({run.name: run for run in runs}.values()),
+    )
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """What the file says, once it is known to be a sweep."""
     try:
         content = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not YAML: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict):
         raise ValueError(f"{file} is not a sweep: it has no 'parameters'")
-    count = content.get("run_cap") if count is None else count
-    drawn = _draws(file, content, count, seed)
-    metric = content.get("metric") or {}
-    return Plan(
-        name=str(content.get("name") or file.stem),
-        metric=str(metric.get("name", "val/AP")).removeprefix("best/"),
-        is_minimised=bool(metric) and metric.get("goal", "minimize") == "minimize",  # W&B's default
-        runs=[planned(_words(file, content, values), _varied(content, values)) for values in drawn],
-    )
+    metric, cap = content.get("metric") or {}, content.get("run_cap")
+    if not isinstance(metric, dict) or metric.get("goal", _GOALS[0]) not in _GOALS:
+        raise ValueError(
+            f"{file}: metric is {metric!r}; it is a name and a goal, minimize or maximize, such as "
+            "{name: val/AP, goal: maximize}"
+        )
+    if cap is not None and (type(cap) is not int or cap < 1):
+        raise ValueError(f"{file}: run_cap is {cap!r}; it is a number of runs, at least 1")
+    for name, spec in content["parameters"].items():
+        _check_parameter(file, name, spec)
+    return content
+
+
+def _check_parameter(file: Path, name: Any, spec: Any) -> None:
+    if not isinstance(name, str):
+        raise ValueError(
+            f"{file}: parameter {name!r} is {type(name).__name__} to YAML; its name is that of an argument of dml fit, "
+            "as text, such as seed_everything"
+        )
+    if name in _SET_BY_THE_RUNNER:
+        raise ValueError(f"{file}: parameter {name!r} is set for each run by dml sweep; leave it out, and see --out")
+    if isinstance(spec, dict) and "parameters" in spec:
+        raise ValueError(f"{file}: parameter {name!r} is nested; write its dotted name, such as {name}.lr")
 
 
 def _draws(file: Path, content: dict[str, Any], count: int | None, seed: int) -> list[dict[str, Any]]:
     parameters, method = content["parameters"], content.get("method")
-    if nested := [name for name, spec in parameters.items() if isinstance(spec, dict) and "parameters" in spec]:
-        raise ValueError(f"{file}: parameter {nested[0]!r} is nested; write its dotted name, such as {nested[0]}.lr")
     if method == "grid":
         values = [_values(file, name, spec) for name, spec in parameters.items()]
         grid = (dict(zip(parameters, point, strict=True)) for point in itertools.product(*values))

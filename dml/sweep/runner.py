@@ -12,10 +12,11 @@ from typing import Literal, NamedTuple
 import torch
 
 from dml.sweep.plan import Planned
-from dml.sweep.worker import ELSEWHERE, Command, is_done, work
+from dml.sweep.state import standing
+from dml.sweep.worker import CHANGED, ELSEWHERE, Command, work
 
 _PAUSE = 0.2  # seconds between two looks at the processes
-State = Literal["waiting", "running", "done", "failed", "stopped", "elsewhere"]
+State = Literal["waiting", "running", "done", "failed", "stopped", "elsewhere", "changed"]
 
 
 class Outcome(NamedTuple):
@@ -26,6 +27,8 @@ class Outcome(NamedTuple):
     state: State
     started: float | None = None
     """By ``time.monotonic``; None of a run that was not started by this call."""
+    exit_code: int | None = None
+    """Of its process; negative, the signal that killed it."""
 
 
 Watch = Callable[[Sequence[Outcome]], None]
@@ -35,7 +38,7 @@ def run_all(command: Command, runs: Sequence[Planned], out: Path, *, jobs: int, 
     """Run each run that is not done yet, each in a process and a folder of its own.
 
     A run that failed or was stopped is tried again by the next call, and goes on from its last checkpoint. On Ctrl-C,
-    the runs under way are told to save and stop.
+    the runs under way are told to save and stop. One whose files were changed since is left as it is.
 
     Args:
         command: What takes the words of a run, in another process: it must be importable there.
@@ -48,7 +51,7 @@ def run_all(command: Command, runs: Sequence[Planned], out: Path, *, jobs: int, 
         The outcome of each run.
     """
     pool = _Pool(command, jobs)
-    outcomes = [_at_start(run, out / run.name) for run in runs]
+    outcomes = [Outcome(run, out / run.name, standing(out / run.name, run.words)) for run in runs]
     waiting = [row for row, outcome in enumerate(outcomes) if outcome.state == "waiting"]
     try:
         while waiting or pool.slots:
@@ -57,7 +60,7 @@ def run_all(command: Command, runs: Sequence[Planned], out: Path, *, jobs: int, 
                 pool.start(slot, row, outcomes[row])
                 outcomes[row] = outcomes[row]._replace(state="running", started=time.monotonic())
             for row, exit_code in pool.ended():
-                outcomes[row] = outcomes[row]._replace(state=_state(exit_code))
+                outcomes[row] = outcomes[row]._replace(state=_state(exit_code), exit_code=exit_code)
             watch(outcomes)
             time.sleep(_PAUSE)
     except KeyboardInterrupt:
@@ -123,11 +126,8 @@ def _gpus() -> list[str]:
     return names if torch.cuda.is_available() else []
 
 
-def _at_start(run: Planned, folder: Path) -> Outcome:
-    return Outcome(run, folder, "done" if is_done(folder, run.words) else "waiting")
-
-
 def _state(exit_code: int) -> State:
     stopped = (130, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
-    states: dict[int, State] = {0: "done", ELSEWHERE: "elsewhere", **dict.fromkeys(stopped, "stopped")}
+    ended: dict[int, State] = {0: "done", ELSEWHERE: "elsewhere", CHANGED: "changed"}
+    states: dict[int, State] = {**ended, **dict.fromkeys(stopped, "stopped")}
     return states.get(exit_code, "failed")

@@ -1,7 +1,6 @@
 """One run of a sweep, in a process of its own."""
 
 import contextlib
-import json
 import multiprocessing
 import os
 import sys
@@ -13,17 +12,17 @@ from typing import Any
 
 import torch
 
+from dml.sweep.state import LOCK, LOG, digest, standing, write_state
+
 try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-LOG = "output.log"
-"""What the run has printed, in its folder."""
-
-_STATE = "sweep.json"
 ELSEWHERE = 75
 """Exit code of a process that found another one at work on its run: EX_TEMPFAIL of sysexits.h."""
+CHANGED = 78
+"""Exit code of a process that found its run made with other files: EX_CONFIG."""
 
 Command = Callable[[list[str]], Any]
 
@@ -48,37 +47,21 @@ def work(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder) as is_alone:
-        if not is_alone or is_done(folder, words):  # by another sweep of the same file, meanwhile
-            sys.exit(0 if is_alone else ELSEWHERE)
+        found = standing(folder, words) if is_alone else "elsewhere"
+        if found != "waiting":  # by another sweep of the same file, or an editor, meanwhile
+            sys.exit({"done": 0, "changed": CHANGED, "elsewhere": ELSEWHERE}[found])
         # Python would have the processes of this one, its loaders, started as this one was.
         multiprocessing.set_start_method(start_method, force=True)
         os.environ.update(environment)
         torch.set_num_threads(num_threads)
-        started = time.monotonic()
+        files, started = digest(words), time.monotonic()
+        write_state(folder, words, files)
         with (folder / LOG).open("a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         code = _exit_code(command, [*words, f"--folder={folder}", "--ckpt_path=last"])
-        state = {"words": words, "exit_code": code, "minutes": round((time.monotonic() - started) / 60, 3)}
-        partial = folder / f"{_STATE}.partial"
-        partial.write_text(json.dumps(state))
-        partial.replace(folder / _STATE)
+        write_state(folder, words, files, code, round((time.monotonic() - started) / 60, 3))
     sys.exit(code)
-
-
-def is_done(folder: Path, words: list[str]) -> bool:
-    """Whether a command has ended well in a folder."""
-    state = read_state(folder)
-    return state.get("exit_code") == 0 and state.get("words") == words
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """What the last process in a folder has left: ``words``, ``exit_code`` and ``minutes``; empty if none has ended."""
-    try:
-        state = json.loads((folder / _STATE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) else {}
 
 
 @contextlib.contextmanager
@@ -87,7 +70,7 @@ def _alone(folder: Path) -> Iterator[bool]:
     if fcntl is None:
         yield True
         return
-    with (folder / "sweep.lock").open("w") as lock:
+    with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -19,8 +19,10 @@ def option(words, name):
 
 
 def command(words):
-    """Do as ``--do`` says, and leave a trace of each call."""
+    """Do as ``--do`` says, and leave a trace of each call, but for those that refuse their words, as a parser does."""
     folder = folder_of(words)
+    if option(words, "do") == "misread":
+        sys.exit(2)
     with (folder / "calls.txt").open("a") as file:
         file.write(f"{os.getpid()} {torch.get_num_threads()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {words}\n")
     sys.stdout.write("working\n")

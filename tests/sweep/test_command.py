@@ -1,13 +1,20 @@
 """``dml sweep``: what it prints, and its exit code."""
 
+import io
+import os
 import shlex
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import yaml
+from rich.console import Console
 
 from dml.__main__ import OneLineErrors
-from dml.sweep_command import STOPPED, run
+from dml.sweep import Outcome, Plan, Planned
+from dml.sweep_command import STOPPED, _reason, _View, run
 from tests.sweep.commands import command, command_that_stops_the_sweep
 
 
@@ -35,10 +42,40 @@ def test_it_runs_all_and_says_what_is_missing(sweep, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "three: 2 failed, 1 done" in printed
     assert "output.log: RuntimeError: out of luck" in printed
+    assert "output.log: killed by signal 9 (SIGKILL)" in printed
     assert "2 of 3 are not done; the same command goes on with them" in printed
     assert run([sweep, "--jobs=2"], OneLineErrors, command) == 1
     assert "1 of 3 are not done" in capsys.readouterr().out
     assert len(list((tmp_path / "runs" / "three").iterdir())) == 3
+
+
+def test_runs_made_with_other_files_are_named(sweep, tmp_path, capsys):
+    base, path = tmp_path / "base.yaml", tmp_path / "three.yaml"
+    base.write_text("lr: 0.1")
+    path.write_text(path.read_text().replace("- fit", f"- fit\n- -c\n- {base}"))
+    assert run([sweep, "--count=1"], OneLineErrors, command) == 0
+    base.write_text("lr: 0.2")
+    capsys.readouterr()
+    assert run([sweep, "--count=1"], OneLineErrors, command) == 1
+    printed = capsys.readouterr().out
+    (folder,) = (tmp_path / "runs" / "three").iterdir()
+    assert f"made with other files: delete {folder.relative_to(tmp_path)}, or give another --out" in printed
+    assert "1 of 1 are not done\n" in printed
+    assert run([sweep], OneLineErrors, command) == 1
+    assert "3 of 3 are not done; the same command goes on with 2 of them" in capsys.readouterr().out
+
+
+def test_a_run_that_said_nothing_says_so(tmp_path):
+    silent = Outcome(Planned("silent", ["fit"]), tmp_path / "silent", "failed", exit_code=3)
+    assert _reason(silent) == "exit code 3; it has printed nothing"
+    assert _reason(silent._replace(exit_code=-60)) == "killed by signal 60 (of no name)"
+
+
+@pytest.mark.parametrize("out", ["file", "file/folder"])
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_starts(out, sweep, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=f"out is '{out}', a folder that cannot be written: .*; give another"):
+        run([sweep, f"--out={out}"], OneLineErrors, command)
 
 
 def test_the_table_has_the_best_first(sweep, tmp_path, capsys):
@@ -52,11 +89,45 @@ def test_the_table_has_the_best_first(sweep, tmp_path, capsys):
     assert (tmp_path / "here").is_dir()
 
 
+def test_the_table_of_a_terminal_follows_the_runs(tmp_path):
+    plan = Plan("two", "val/AP", False, [Planned(name, ["fit"]) for name in ("first", "second")])
+    view = _View(plan, Console(width=100))
+    first, second = (Outcome(run, tmp_path / run.name, "waiting") for run in plan.runs)
+
+    def rows(*outcomes):
+        console = Console(width=100, file=io.StringIO())
+        console.print(view.table(outcomes, 5))
+        return [line for line in console.file.getvalue().splitlines() if line.startswith("│")]
+
+    assert [row.split()[3] for row in rows(first, second)] == ["waiting", "waiting"]
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "metrics.csv").write_text("epoch,step,val/AP\n0,10,0.25\n")
+    now = rows(first, second._replace(state="running", started=time.monotonic()))
+    assert "second" in now[0]
+    assert "0.2500" in now[0]
+    (tmp_path / "second" / "metrics.csv").write_text("epoch,step,val/AP\n0,10,0.25\n1,20,0.75\n")
+    later = rows(first._replace(state="running", started=time.monotonic()), second._replace(state="done"))
+    assert "first" in later[0]
+    assert "0.7500" in later[1]  # what it had logged when it ended
+
+
 def test_a_dry_run_prints_commands_that_a_shell_takes(sweep, tmp_path, capsys):
     assert run([sweep, "--dry_run"], OneLineErrors, command) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [shlex.split(line) for line in printed] == [["dml", "fit", f"--do={do}"] for do in ("work", "once", "fail")]
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_ends_quietly_where_nobody_reads_on(sweep):
+    program = "import sys; from dml.__main__ import OneLineErrors; from dml.sweep_command import run; "
+    program += f"sys.exit(run([{sweep!r}, '--dry_run'], OneLineErrors, print))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_what_is_told_to_stop_says_so_by_its_exit_code(sweep, capsys):
@@ -66,8 +137,12 @@ def test_what_is_told_to_stop_says_so_by_its_exit_code(sweep, capsys):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--jobs=-1"], "jobs is -1; it is a number of runs at a time"), (["--count=0"], "count is 0")],
-    ids=["jobs", "count"],
+    [
+        (["--jobs=-1"], "jobs is -1; it is a number of runs at a time"),
+        (["--count=0"], "count is 0"),
+        (["--seed=-1"], "seed is -1; it is an integer, at least 0"),
+    ],
+    ids=["jobs", "count", "seed"],
 )
 def test_wrong_numbers_are_refused(words, message, sweep):
     with pytest.raises(ValueError, match=message):

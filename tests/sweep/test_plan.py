@@ -124,7 +124,8 @@ def test_how_many_runs_there_are(sweep):
     seeds = {"seed_everything": {"values": [0, 1, 2]}}
     assert len(read_plan(sweep(parameters=seeds), count=2).runs) == 2
     assert len(read_plan(sweep(parameters=seeds, run_cap=1)).runs) == 1
-    assert len(read_plan(sweep(parameters=seeds, method="random", run_cap=5)).runs) == 5
+    rates = {"lr": {"min": 0.0, "max": 1.0}}
+    assert len(read_plan(sweep(parameters=rates, method="random", run_cap=5)).runs) == 5
 
 
 @pytest.mark.parametrize(
@@ -142,12 +143,54 @@ def test_how_many_runs_there_are(sweep):
         ({"parameters": {"lr": {"value": 1}}, "command": ["fit", "${args_json}", "${args}"]}, "args_json"),
         ({"parameters": {"lr": {"max": 1.0}}, "method": "random", "run_cap": 1}, "'min' is missing"),
         ({"parameters": {"lr": {"distribution": "beta"}}, "method": "random", "run_cap": 1}, "known are uniform"),
+        ({"parameters": {}, "metric": "val/AP"}, "metric is 'val/AP'; it is a name and a goal"),
+        ({"parameters": {}, "metric": {"goal": "maximise"}}, "minimize or maximize, such as {name: val/AP"),
+        ({"parameters": {}, "run_cap": "two"}, "run_cap is 'two'; it is a number of runs, at least 1"),
+        ({"parameters": {}, "run_cap": 0}, "run_cap is 0; it is a number of runs, at least 1"),
+        ({"parameters": {True: {"value": 1}}}, "parameter True is bool to YAML; its name is that of an argument"),
+        ({"parameters": {"folder": {"value": "x"}}}, "parameter 'folder' is set for each run by dml sweep"),
+        ({"parameters": {"ckpt_path": {"value": "x"}}}, "parameter 'ckpt_path' is set for each run by dml sweep"),
     ],
     ids=lambda value: value if isinstance(value, str) else "file",
 )
 def test_what_cannot_be_run_is_said(content, message, sweep):
     with pytest.raises(ValueError, match=message):
         read_plan(sweep(**content))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"min": 0.0, "max": 1.0, "q": 0, "distribution": "q_uniform"}, "q is 0; .* more than 0"),
+        ({"min": "1e-4", "max": 1.0}, "min is '1e-4'; it is a number, which is text to YAML: write 1.0e-4$"),
+        ({"min": 1.0, "max": "1.5E4"}, r"max is '1.5E4'; .* write 1.5e\+4$"),
+        ({"mu": "none", "distribution": "normal"}, "mu is 'none'; it is a number$"),
+        ({"values": "ab"}, "'values' is a list of one or more"),
+        ({"values": []}, "'values' is a list of one or more"),
+    ],
+    ids=["quantum", "exponent", "large_exponent", "text", "text_of_values", "no_values"],
+)
+def test_what_cannot_be_drawn_is_said(spec, message, sweep):
+    with pytest.raises(ValueError, match=f"parameter 'lr' is {{.*: {message}"):
+        read_plan(sweep(parameters={"lr": spec}, method="random", run_cap=1))
+
+
+def test_what_is_written_for_an_exponent_is_a_number_to_yaml():
+    assert yaml.safe_load("[1.0e-4, 1.5e+4]") == [1e-4, 1.5e4]
+
+
+def test_multiples_are_as_one_writes_them(sweep):
+    tenths = {"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.1}
+    path = sweep(parameters={"lr": tenths}, method="random")
+    runs = read_plan(path, count=200).runs
+    assert {run.words[-1] for run in runs} == {f"--lr={number / 10}" for number in range(11)}
+
+
+def test_the_same_run_is_asked_for_once(sweep):
+    runs = read_plan(sweep(parameters={"seed_everything": {"values": [0, 1, 0]}})).runs
+    assert [run.words[-1] for run in runs] == ["--seed_everything=0", "--seed_everything=1"]
+    path = sweep(parameters={"seed_everything": {"values": [0, 1]}}, method="random")
+    assert len(read_plan(path, count=20).runs) == 2
 
 
 def test_a_file_that_is_no_sweep_is_refused(tmp_path):
