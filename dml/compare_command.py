@@ -1,5 +1,6 @@
 """The ``dml compare`` command: many runs in one table, or a page."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ def run(words: list[str], parser_class: type[ArgumentParser]) -> int:
         ValueError: If an argument is wrong, there is nothing to compare, or a file cannot be written.
     """
     options = _parser(parser_class).parse_args(words)
+    _check_files(options)
     logs = _read(options)
     if options.keep is not None:
         keep(logs, options.keep)
@@ -81,6 +83,25 @@ def _read(options: Any) -> RunLogs:
     if not options.paths:
         raise ValueError("paths is empty: dml compare needs folders with runs, or --wandb entity/project")
     return read(*options.paths, with_retrievals=options.html is not None)
+
+
+def _check_files(options: Any) -> None:
+    """Before runs are read, which may take minutes."""
+    for name in ("out", "html", "keep"):
+        given = getattr(options, name)
+        if given is None:
+            continue
+        path = Path(given).expanduser()
+        if name == "keep":  # a folder, which is made
+            place = next(each for each in (path, *path.absolute().parents) if each.exists())
+            reason = "" if place.is_dir() else f"{place} is no folder"
+        else:
+            place = path if path.exists() else path.parent
+            reason = "it is a folder; give a file" if path.is_dir() else ""
+            reason = reason or ("" if path.parent.is_dir() else f"there is no folder {path.parent}")
+        reason = reason or ("" if os.access(place, os.W_OK) else f"{place} may not be written to")
+        if reason:
+            raise ValueError(f"{name} is {given!r}, which cannot be written: {reason}")
 
 
 def _write_table(comparisons: list[Comparison], options: Any) -> None:

@@ -69,14 +69,28 @@ def test_a_page_and_logs_to_keep(runs, tmp_path):
         (["{runs}", "--wandb", "me/metric"], "wandb is 'me/metric', but folders are given, too"),
         (["{runs}/none"], "paths has '.*none', which is no folder"),
         (["{runs}", "--measure", "test/none"], "measure is 'test/none'; the runs have"),
-        (["{runs}", "--out", "{runs}"], "out is '.*runs', which cannot be written: Is a directory"),
-        (["{runs}", "--html", "{runs}/none/page.html"], "html is '.*page.html', which cannot be written: No such file"),
-        (["{runs}", "--keep", "{runs}/A0/metrics.csv"], "keep is '.*metrics.csv', which cannot be written"),
+        (["{runs}", "--out", "{runs}"], "out is '.*runs', which cannot be written: it is a folder"),
+        (["{runs}", "--html", "{runs}"], "html is '.*runs', which cannot be written: it is a folder; give a file"),
+        (
+            ["{runs}", "--html", "{runs}/none/page"],
+            "html is '.*page', which cannot .*: there is no folder .*none",
+        ),
+        (
+            ["{runs}", "--keep", "{runs}/A0/metrics.csv"],
+            "keep is '.*metrics.csv', which .*metrics.csv is no folder",
+        ),
+        (["{runs}", "--keep", "{runs}/A0/metrics.csv/deep"], "keep is '.*deep', which .*: .*metrics.csv is no folder"),
     ],
 )
 def test_what_cannot_be(runs, words, message):
     with pytest.raises(ValueError, match=message):
         _run(*(word.format(runs=runs) for word in words))
+
+
+@pytest.mark.parametrize("option", ["--out", "--html"])
+def test_files_are_looked_at_before_runs_are_read(tmp_path, option):
+    with pytest.raises(ValueError, match=f"{option[2:]} is .* cannot be written"):
+        _run(tmp_path / "no runs", option, tmp_path)
 
 
 def test_from_the_shell(runs):

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from dml.compare.bars import measures
+from dml.compare.facts import GIB
+from dml.compare.significance import told_apart
 
-_GIB = 2**30
 _UNKNOWN = "\N{EN DASH}"
 _MARKS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
@@ -37,11 +38,11 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{float(value):,.{digits}f}" if _is_known(value) else _UNKNOWN
 
 
-def chance(p_value: Any) -> str:
-    """A p-value, with stars for those below 0.05, 0.01 and 0.001."""
+def chance(p_value: Any, is_told_apart: bool = True) -> str:
+    """A p-value, with stars for those below 0.05, 0.01 and 0.001 if seeds tell the two apart as well."""
     if not _is_known(p_value):
         return _UNKNOWN
-    mark = next((mark for limit, mark in _MARKS if p_value < limit), "")
+    mark = next((mark for limit, mark in _MARKS if p_value < limit and is_told_apart), "")
     return (f"{p_value:.3f}" if p_value >= 0.001 else "< 0.001") + (f" {mark}" if mark else "")
 
 
@@ -59,13 +60,13 @@ def columns(rows: pd.DataFrame, measure: str, monitor: str) -> list[Column]:
         Column("seeds", [Cell(str(count), float(count)) for count in rows["seeds"]]),
         _measure(rows, main, "main"),
         Column("difference", _differences(rows)),
-        Column("p", [Cell(chance(p), _known(p)) for p in rows["p_holm"]]),
+        Column("p", [Cell(chance(*p), _known(p[0])) for p in zip(rows["p_holm"], told_apart(rows), strict=True)]),
         *(_measure(rows, name) for name in others),
         _plain(rows, "val", monitor, number),
         _plain(rows, "best_epoch", "best epoch", lambda value: number(value, epoch_digits)),
         _plain(rows, "minutes", "minutes", lambda value: number(value, 1), "cost"),
         _plain(rows, "images_per_second", "images/s", lambda value: number(value, 0), "cost"),
-        _plain(rows, "peak_memory", "peak GiB", lambda value: number(value / _GIB, 2), "cost"),
+        _plain(rows, "peak_memory", "peak GiB", lambda value: number(value / GIB, 2), "cost"),
     ]
 
 

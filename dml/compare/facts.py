@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 
 from dml import names
+from dml.callbacks.run import CONFIGURED
 from dml.compare.logs import RUNS, empty
 from dml.compare.protocol import monitored, protocol
 
-CONFIGURED = ("seed_everything", "trainer", "model", "data", "search")
-"""The parts of the configuration that say what a run was."""
-
 GIB = 2**30
+
+TRAINED = ("train/", "epoch/")
+"""Beginnings of the metrics that are logged in training only."""
 
 
 def facts(
@@ -60,6 +61,19 @@ def best_value(curves: pd.DataFrame, metric: str, more_is_better: bool = True) -
         return None
     place = int(found["value"].argmax() if more_is_better else found["value"].argmin())
     return found["epoch"].iloc[place], float(found["value"].iloc[place])
+
+
+def minutes_of(rows: pd.DataFrame) -> float:
+    """Of training, from all that a run has logged in its order: the last number, which is of all parts of the run.
+
+    NaN if there is none, or training went on after it and was killed before it could say.
+    """
+    said = np.flatnonzero(rows["fit_minutes"].notna())
+    metrics = [column for column in rows.columns if str(column).startswith(TRAINED)]
+    trained = np.flatnonzero(rows[metrics].notna().any(axis=1))
+    if not len(said) or (len(trained) and trained[-1] > said[-1]):
+        return np.nan
+    return float(rows["fit_minutes"].iloc[said[-1]])
 
 
 def curves_of(run: str, rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:

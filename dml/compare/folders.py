@@ -12,14 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from dml.compare.facts import begins, curves_of, facts, runs_frame
+from dml.compare.facts import TRAINED, begins, curves_of, facts, minutes_of, runs_frame
 from dml.compare.logs import CLASSES, CURVES, RETRIEVALS, RunLogs, empty, joined
 from dml.compare.per_query import read_classes
 from dml.compare.protocol import protocol
 
 _KEYS = ("epoch", "step", "fit_minutes")
 _NO_CLASSES = empty(CLASSES)
-_TRAINED = ("train/", "epoch/")
 # The one in C takes a tenth of the time, and is not everywhere.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -38,7 +37,7 @@ class _Folder(NamedTuple):
 
     @property
     def is_fit(self) -> bool:
-        return bool(begins(self.curves, _TRAINED).any())
+        return bool(begins(self.curves, TRAINED).any())
 
     @property
     def is_tested(self) -> bool:
@@ -170,8 +169,7 @@ def _read(folder: Path, files: list[str], notes: list[str]) -> _Folder:
         ValueError: If its configuration or metrics are not those of a run of ``dml``.
     """
     name, config = str(folder), _config(folder / "config.yaml")
-    parts = [_csv(folder / file) for file in files]
-    rows = pd.concat(parts, ignore_index=True)
+    rows = pd.concat([_csv(folder / file) for file in files], ignore_index=True)
     metrics = [column for column in rows.columns if column not in _KEYS]
     per_query = folder / "per_query" / "test.parquet"
     classes, attributes = _NO_CLASSES, dict[str, Any]()
@@ -185,7 +183,7 @@ def _read(folder: Path, files: list[str], notes: list[str]) -> _Folder:
         folder,
         config,
         curves_of(name, rows, metrics),
-        sum(_minutes(part) for part in parts),
+        minutes_of(rows),
         classes,
         attributes.get("num_gallery"),
         (folder / "config.yaml").stat().st_mtime,
@@ -221,13 +219,6 @@ def _csv(file: Path) -> pd.DataFrame:
         raise ValueError(f"{file.name} is no CSV: {' '.join(str(error).split())}") from error
     rows = rows.assign(**{key: np.nan for key in _KEYS if key not in rows})
     return rows.dropna(subset="step") if rows["step"].hasnans else rows
-
-
-def _minutes(part: pd.DataFrame) -> float:
-    """Of training; NaN if it did and was killed before it could say."""
-    said = part["fit_minutes"].dropna()
-    trained = [column for column in part.columns if column.startswith(_TRAINED)]
-    return float(said.sum()) if len(said) or part[trained].isna().all(axis=None) else np.nan
 
 
 def _retrievals(run: str, file: Path, notes: list[str]) -> pd.DataFrame:

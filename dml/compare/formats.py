@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from dml.compare.cells import Cell, Column, columns
 from dml.compare.table import Comparison
@@ -38,7 +39,7 @@ def print_tables(comparisons: Sequence[Comparison], measure: str, monitor: str, 
         left_out = [column.title for column in found if column not in shown]
         notes = [f"not shown, for want of room: {', '.join(left_out)}"] if left_out else []
         for note in [*comparison.notes, *notes]:
-            console.print(f"- {note}", soft_wrap=True, highlight=False, markup=False)
+            console.print(f"- {note}", soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def to_csv(comparisons: Sequence[Comparison]) -> str:
@@ -100,13 +101,14 @@ def _labels(rows: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _table(title: str, labels: dict[str, list[str]], shown: Sequence[Column], max_width: int = 28) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    # What comes from runs is text, never markup: a setting may be "[/x]".
+    table = Table(title=Text(title, "table.title"), title_justify="left", box=SIMPLE_HEAD)
     for label in labels:
         table.add_column(label, max_width=max_width, overflow="fold")
     for column in shown:
-        table.add_column(column.title.replace(" ", "\n"), justify="right", no_wrap=True)
+        table.add_column(Text(column.title.replace(" ", "\n")), justify="right", no_wrap=True)
     for row, names in enumerate(zip(*labels.values(), strict=True)):
-        table.add_row(*names, *(_in_terminal(column.cells[row]) for column in shown))
+        table.add_row(*map(Text, names), *(_in_terminal(column.cells[row]) for column in shown))
     return table
 
 
@@ -115,9 +117,8 @@ def _fits(table: Table, console: Console) -> bool:
     return Measurement.get(console, unlimited, table).maximum <= console.width
 
 
-def _in_terminal(cell: Cell) -> str:
-    text = "\n".join(filter(None, (cell.text, cell.detail))).replace("[", r"\[")
-    return f"[bold]{text}[/bold]" if cell.is_best else text
+def _in_terminal(cell: Cell) -> Text:
+    return Text("\n".join(filter(None, (cell.text, cell.detail))), "bold" if cell.is_best else "")
 
 
 def _in_markdown(cell: Cell) -> str:

@@ -14,6 +14,7 @@ _SEARCH: dict[str, Any] = {
     "reranker": None,
 }
 _NO_KEEPING = {"keep_on": "device"}  # which changes no value, but makes the search of the run another than the default
+_FILES_OF_STAGES = ("embeddings",)
 _VIEWS = {"scales": [1.0], "flip": False, "view_power": None}
 # Of metrics: what they need, and what they report besides, changes no value.
 _COSTS_OF_METRICS = ("block_size", "recall_at", "also", "only", "search")
@@ -24,10 +25,11 @@ _OF_TRAINING = (
     *("val_seed", "train_transforms", "skip_unreadable"),
 )
 _OF_TRAINER = (
-    *("precision", "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches"),
-    *("limit_val_batches", "overfit_batches", "val_check_interval", "check_val_every_n_epoch"),
+    *("precision", "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"),
+    *("overfit_batches", "val_check_interval", "check_val_every_n_epoch"),
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "sync_batchnorm"),
 )
+_LIMITS = ("limit_train_batches", "limit_val_batches")
 # Callbacks that watch. Any other may change the weights, as an average of them does.
 _WATCHING = (
     *("ModelCheckpoint", "RichProgressBar", "TQDMProgressBar", "LearningRateMonitor", "DeviceStatsMonitor"),
@@ -54,7 +56,7 @@ def protocol(config: Mapping[str, Any], num_gallery: int | None = None) -> dict[
         "metrics": class_path(metrics),
         "metrics_arguments": {k: v for k, v in arguments(metrics).items() if k not in _COSTS_OF_METRICS},
         "search": _search(config, metrics),
-        "limit_test_batches": _trainer(config).get("limit_test_batches"),
+        "limit_test_batches": _limit(_trainer(config).get("limit_test_batches")),
     }
     if found["dataset"].rpartition(".")[2] in _OF_A_FOLDER:
         found["root"] = Path(str(data.get("root"))).name
@@ -76,7 +78,8 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {
         "model": {**model, "embedder": {name: value for name, value in embedder.items() if name not in tested}},
         "data": {name: config["data"].get(name) for name in _OF_TRAINING},
-        "trainer": {name: trainer.get(name) for name in _OF_TRAINER},
+        "trainer": {name: trainer.get(name) for name in _OF_TRAINER}
+        | {name: _limit(trainer.get(name)) for name in _LIMITS},
         "callbacks": [callback for callback in _callbacks(config) if not _is_watching(callback)],
     }
     found = flat(chosen)
@@ -146,4 +149,17 @@ def _search(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, 
     is_default = all(given.get(name, default) == default for name, default in (_SEARCH | _NO_KEEPING).items())
     found = {name: (of_metric if is_default else given).get(name, default) for name, default in _SEARCH.items()}
     distractors = found["distractors"]
-    return {**found, "distractors": distractors and Path(distractors).name}
+    stages = [_without_files(stage) for stage in found["stages"] or []]
+    return {**found, "distractors": distractors and Path(distractors).name, "stages": stages}
+
+
+def _without_files(stage: Any) -> Any:
+    """A stage without the file of embeddings that it learns from, which each run has of its own model."""
+    if not isinstance(stage, Mapping):
+        return stage
+    return {**stage, "init_args": {k: v for k, v in arguments(stage).items() if k not in _FILES_OF_STAGES}}
+
+
+def _limit(batches: float | None) -> float | None:
+    """None for a share of all of them, as where nothing is set; the integer 1 is one batch."""
+    return None if isinstance(batches, float) and batches == 1 else batches

@@ -19,10 +19,10 @@ from dml.compare.curves import Chart, learning_curves
 from dml.compare.differences import differing, settings
 from dml.compare.logs import RunLogs
 from dml.compare.pictures import Query, queries
+from dml.compare.significance import SIGNIFICANT, told_apart
 from dml.compare.table import Comparison
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_SIGNIFICANT = 0.05
 _WORD_ENDS = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[+/_])|(?<=[.])(?=[A-Za-z])")
 
 
@@ -147,10 +147,11 @@ def _finding(rows: pd.DataFrame, names: list[str], measure: str) -> str:
     best = int(rows[measure].to_numpy().argmax())
     sentences = [f"{names[best]} has the highest {measure}, {number(rows[measure].iloc[best])}."]
     tested = rows.iloc[1:].dropna(subset=["p_holm"])
-    differs = tested[tested["p_holm"] < _SIGNIFICANT]["difference"]
+    differs = tested[told_apart(tested)]["difference"]
     if len(tested):
         lower, higher, rest = (differs < 0).sum(), (differs > 0).sum(), len(tested) - len(differs)
-        counts = f"{lower} lower and {higher} higher at p < {_SIGNIFICANT}, {rest} that cannot be told apart"
+        counts = f"{lower} lower and {higher} higher at p < {SIGNIFICANT} and beyond the spread of seeds"
+        counts += f", {rest} that cannot be told apart"
         sentences.append(f"Tested against {names[0]}: {counts}.")
     return " ".join(sentences)
 

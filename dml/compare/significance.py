@@ -9,7 +9,11 @@ import pandas as pd
 
 from dml.metrics.uncertainty import Interval, bootstrap_classes, flip_classes
 
+SIGNIFICANT = 0.05
+"""A p-value below is of a difference that the classes of the test confirm."""
+
 _Floats = npt.NDArray[np.float64]
+_ERRORS = 2  # beyond so many standard errors, seeds confirm a difference
 
 
 class ClassSums(NamedTuple):
@@ -44,11 +48,31 @@ def interval(of_row: ClassSums | None, confidence: float) -> Interval | None:
     return bootstrap_classes(of_row.sums, of_row.counts, confidence=confidence)
 
 
-def p_value(of_row: ClassSums | None, first: ClassSums | None) -> float:
-    """Of no difference, by flipping the signs of classes; NaN if the queries are not the same."""
-    if of_row is None or first is None or not of_row.has_queries_of(first):
-        return np.nan
-    return flip_classes(of_row.sums - first.sums)
+def p_values(rows: Sequence[ClassSums | None]) -> _Floats:
+    """Of no difference from the first row, by flipping the signs of classes; NaN where the queries are not the same.
+
+    There are so many flips that the smallest p-value stays below 0.001 when it is multiplied by the number of rows.
+    """
+    first, *others = rows
+    found = np.full(len(rows), np.nan)
+    differences = {
+        place: of_row.sums - first.sums
+        for place, of_row in enumerate(others, start=1)
+        if of_row is not None and first is not None and of_row.has_queries_of(first)
+    }
+    if differences:
+        stacked = np.stack(list(differences.values()), axis=1)
+        found[list(differences)] = flip_classes(stacked, resamples=max(10_000, 2_000 * len(rows)))
+    return found
+
+
+def told_apart(rows: pd.DataFrame) -> pd.Series:
+    """Which rows differ from the first by more than other classes and other seeds would explain.
+
+    Args:
+        rows: See :func:`dml.compare.table.compare`.
+    """
+    return (rows["p_holm"] < SIGNIFICANT) & (rows["difference"].abs() > _ERRORS * rows["difference_error"])
 
 
 def holm(p_values: _Floats) -> _Floats:

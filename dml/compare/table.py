@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dml.compare import significance
+from dml.compare import notes, significance
 from dml.compare.facts import best_value
 from dml.compare.logs import RunLogs
 from dml.compare.significance import ClassSums
@@ -49,20 +49,23 @@ def compare(
       backbone; ``seeds``, how many there are, and ``runs``, a list of their names;
     - each test measure by its name, ``test/AP``: the mean over seeds, and ``test/AP_std``, their standard deviation;
     - of ``measure``, ``low`` and ``high``: the interval of :func:`~dml.metrics.uncertainty.bootstrap` over classes, of
-      the values of queries averaged over seeds; ``difference`` from the first row, ``p_value`` as that of
+      the values of queries averaged over seeds; ``difference`` from the first row; ``difference_error``, its
+      standard error over seeds, NaN if one of the two has a single seed; ``p_value`` as that of
       :func:`~dml.metrics.uncertainty.paired_test` of such averages, and ``p_holm``, which allows for how many rows are
-      tested. They say how far the test classes carry; ``test/AP_std`` is of the seeds alone;
+      tested. Interval and p-values say how far the test classes carry and nothing of other seeds, so a difference has a
+      star only if ``p_holm`` is below 0.05 and it is more than twice its ``difference_error``;
     - ``val``, the best value of ``monitor``, and ``best_epoch``, where it was: means over seeds;
     - ``minutes``, ``images_per_second`` and ``peak_memory`` (bytes), means over seeds.
 
-    What is not known is NaN. Rows are sorted by ``measure``, best first.
+    What is not known is NaN. The first row is what the others are tested against: by default the best on validation,
+    since the best on the test is partly the luckiest. The others are sorted by ``measure``, best first.
 
     Args:
         logs: Of any reader.
         measure: A test metric.
         monitor: A validation metric, of which more is better, but for a loss.
-        first: A loss, the best row of which comes first, and is what the others are tested against.
-        best_of_variants: Keep of each loss and backbone the variant with the highest ``val`` only.
+        first: A loss, the best row of which comes first, whatever validation says.
+        best_of_variants: Keep of each loss and backbone the variant with the best ``val`` only.
         confidence: Of the intervals.
 
     Raises:
@@ -70,23 +73,22 @@ def compare(
     """
     values = _test_values(logs)
     _check(logs, values, measure, monitor, first)
-    runs, notes = _with_measure(logs, values[measure], measure)
+    runs, of_logs = _with_measure(logs, values[measure], measure)
     classes = logs.classes[logs.classes["measure"] == measure]
-    more_is_better = not monitor.endswith(("loss", "gap"))
+    more_is_better = _more_is_better(monitor)
     runs = runs.join(_validated(logs.curves, monitor, more_is_better))
     found = []
     for part in split(runs):
         chosen, of_runs = variants(part.runs)
         if best_of_variants:
-            chosen, of_choice = best_by_validation(chosen)
+            chosen, of_choice = best_by_validation(chosen, more_is_better)
             of_runs += of_choice
-        chosen = _ordered(chosen, values[measure], first)
+        chosen, of_order = _ordered(chosen, values[measure], monitor, first)
         rows, of_rows = _rows(chosen, values, classes, measure, confidence)
-        if first is not None and chosen[0].loss != first:
-            of_rows.append(f"no run of {first} is here: the best row is first")
-        of_rows += _tested_elsewhere(pd.concat([variant.runs for variant in chosen]), monitor)
-        found.append(Comparison(part.protocol, part.name, rows, (*part.notes, *of_runs, *of_rows)))
-    return [found[0]._replace(notes=(*notes, *found[0].notes)), *found[1:]]
+        kept = pd.concat([variant.runs for variant in chosen])
+        of_kept = notes.copies(kept) + notes.tested_elsewhere(kept, monitor)
+        found.append(Comparison(part.protocol, part.name, rows, (*part.notes, *of_runs, *of_order, *of_rows, *of_kept)))
+    return [found[0]._replace(notes=(*of_logs, *found[0].notes)), *found[1:]]
 
 
 def _check(logs: RunLogs, values: pd.DataFrame, measure: str, monitor: str, first: str | None) -> None:
@@ -107,15 +109,15 @@ def _check(logs: RunLogs, values: pd.DataFrame, measure: str, monitor: str, firs
 def _with_measure(logs: RunLogs, values: pd.Series, measure: str) -> tuple[pd.DataFrame, list[str]]:
     """The runs that have a test value, and notes of the others and of what was read."""
     has = logs.runs.index.isin(values.dropna().index)
-    notes = list(logs.notes)
+    found = list(logs.notes)
     for without, why in ((~logs.runs["finished"], "has not been tested"), (logs.runs["finished"], f"has no {measure}")):
         lacking = logs.runs.index[without & ~has]
         if len(lacking):
             what = why if len(lacking) == 1 else why.replace("has", "have", 1)
-            notes.append(
+            found.append(
                 f"{len(lacking)} run{'s' * (len(lacking) > 1)} {what}, and so not in a table: {listed(lacking)}"
             )
-    return logs.runs[has], notes
+    return logs.runs[has], found
 
 
 def _test_values(logs: RunLogs) -> pd.DataFrame:
@@ -138,15 +140,27 @@ def _validated(curves: pd.DataFrame, monitor: str, more_is_better: bool) -> pd.D
     return frame.astype({"val_epoch": "Int64", "val": "float64"})
 
 
-def _ordered(found: list[Variant], values: pd.Series, first: str | None) -> list[Variant]:
-    """Best first, but for the one that others are tested against."""
+def _more_is_better(monitor: str) -> bool:
+    return not monitor.endswith(("loss", "gap"))
 
-    def place(variant: Variant) -> float:
-        return -float(values[variant.runs.index].mean())
 
-    ordered = sorted(found, key=place)
-    reference = next((variant for variant in ordered if variant.loss == first), ordered[0])
-    return [reference, *(variant for variant in ordered if variant is not reference)]
+def _ordered(
+    found: list[Variant], values: pd.Series, monitor: str, first: str | None
+) -> tuple[list[Variant], list[str]]:
+    """The one that others are tested against and then the best first, and notes of how the former was chosen."""
+    ordered = sorted(found, key=lambda variant: -float(values[variant.runs.index].mean()))
+    validated = [variant for variant in ordered if variant.runs["val"].notna().any()]
+    reference = next((variant for variant in ordered if variant.loss == first), None)
+    told = [] if reference or first is None else [f"no run of {first} is here"]
+    if reference is None and validated:
+        # The best on the test would make p-values too small: it is first because it was lucky, too.
+        sign = 1 if _more_is_better(monitor) else -1
+        reference = max(validated, key=lambda variant: sign * float(variant.runs["val"].mean()))
+        told.append(f"first row: best on validation, by {monitor}")
+    elif reference is None:
+        reference = ordered[0]
+        told.append("first row: best on the test, as no run has validated, so p-values are too small")
+    return [reference, *(variant for variant in ordered if variant is not reference)], told if found[1:] else []
 
 
 def _rows(
@@ -164,8 +178,8 @@ def _rows(
             | {"low": limits.low if limits else np.nan, "high": limits.high if limits else np.nan}
             | _training(variant)
         )
-    table = pd.DataFrame(rows)
-    return _with_tests(table, sums, measure), _gaps(found, sums)
+    table = _with_tests(pd.DataFrame(rows), sums, measure)
+    return table, notes.gaps(found, sums) + notes.single_seeds(found, table)
 
 
 def _all_runs(found: list[Variant]) -> list[str]:
@@ -198,35 +212,15 @@ def _training(variant: Variant) -> dict[str, float]:
 
 def _with_tests(rows: pd.DataFrame, sums: list[ClassSums | None], measure: str) -> pd.DataFrame:
     """With the columns that compare a row with the first, which has none of its own."""
-    p_values = np.array([np.nan, *(significance.p_value(of_row, sums[0]) for of_row in sums[1:])])
-    differences = (rows[measure] - rows[measure].iloc[0]).mask(rows.index == 0)
-    new = {"difference": differences, "p_value": p_values, "p_holm": significance.holm(p_values)}
+    p_values = significance.p_values(sums)
+    variance = rows[f"{measure}_std"] ** 2 / rows["seeds"]
+    new = {
+        "difference": (rows[measure] - rows[measure].iloc[0]).mask(rows.index == 0),
+        "difference_error": np.sqrt(variance + variance.iloc[0]).mask(rows.index == 0),
+        "p_value": p_values,
+        "p_holm": significance.holm(p_values),
+    }
     place = rows.columns.to_list().index("high") + 1
     for offset, (name, column) in enumerate(new.items()):
         rows.insert(place + offset, name, column)
     return rows
-
-
-def _gaps(found: list[Variant], sums: list[ClassSums | None]) -> list[str]:
-    """Notes of rows without an interval or a test."""
-    without = [variant.name for variant, of_row in zip(found, sums, strict=True) if of_row is None]
-    notes = []
-    if without:
-        notes.append(f"no interval and no test without per_query/test.parquet of the same queries: {listed(without)}")
-    others = [
-        variant.name
-        for variant, of_row in zip(found, sums, strict=True)
-        if of_row is not None and sums[0] is not None and not of_row.has_queries_of(sums[0])
-    ]
-    if others:
-        notes.append(f"not tested against {found[0].name}, whose test queries are others: {listed(others)}")
-    return notes
-
-
-def _tested_elsewhere(runs: pd.DataFrame, monitor: str) -> list[str]:
-    """A note of runs that were not tested at their best epoch."""
-    apart = runs[(runs["best_epoch"] != runs["val_epoch"]).fillna(False)]
-    if apart.empty:
-        return []
-    told = [f"{run} (tested {row['best_epoch']}, best {row['val_epoch']})" for run, row in apart.iterrows()]
-    return [f"tested at another epoch than the best by {monitor}: {listed(told)}"]

@@ -1,6 +1,7 @@
 """Ways to train: which runs repeat each other, what tells others apart, and which of them validation prefers."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from dml.compare.protocol import hyperparameters
 
 _LONGEST = 4
 """Settings that are named in a text; of more there is only the number of the rest."""
+
+_CLASS = re.compile(r"([A-Za-z_]\w*\.)+(?P<name>[A-Z]\w*)")
 
 
 class Variant(NamedTuple):
@@ -50,8 +53,8 @@ def variants(runs: pd.DataFrame) -> tuple[list[Variant], list[str]]:
     return found, notes
 
 
-def best_by_validation(found: Sequence[Variant]) -> tuple[list[Variant], list[str]]:
-    """Of each loss and backbone the variant with the highest ``val``, and notes of what it was chosen from.
+def best_by_validation(found: Sequence[Variant], more_is_better: bool = True) -> tuple[list[Variant], list[str]]:
+    """Of each loss and backbone the variant with the best ``val``, and notes of what it was chosen from.
 
     Means are over the seeds that all variants have, or over all if there is none: a setting that was tried with one
     seed and then repeated with others is not compared by other seeds than those that were tried.
@@ -67,7 +70,7 @@ def best_by_validation(found: Sequence[Variant]) -> tuple[list[Variant], list[st
             raise ValueError(
                 f"best_of_variants is set, but no run of {loss} has validated: there is nothing to choose by"
             )
-        best = group[int(np.nanargmax(values))]
+        best = group[int(np.nanargmax(values) if more_is_better else np.nanargmin(values))]
         chosen.append(best)
         if len(group) > 1:
             notes.append(f"of {len(group)} variants of {loss}, validation chose {best.text}")
@@ -112,5 +115,6 @@ def _short(names: Sequence[str]) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     if isinstance(value, str):
-        return value.rpartition(".")[2]  # of a class
+        found = _CLASS.fullmatch(value)
+        return found["name"] if found else value
     return "none" if value is None else json.dumps(value)

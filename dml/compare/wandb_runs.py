@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dml.compare.facts import curves_of, facts, runs_frame
+from dml.compare.facts import curves_of, facts, minutes_of, runs_frame
 from dml.compare.logs import CLASSES, CURVES, RETRIEVALS, RunLogs, empty, joined
 from dml.compare.per_query import read_classes
 
@@ -70,8 +70,8 @@ def _curves(name: str, run: Any) -> tuple[pd.DataFrame, float]:
     numbers = history[metrics].apply(pd.to_numeric, errors="coerce")
     steps = history[_STEP].ffill().fillna(0)
     epochs = pd.to_numeric(history["epoch"], errors="coerce") if "epoch" in history else np.nan
-    minutes = history["fit_minutes"].sum() if "fit_minutes" in history else np.nan
-    return curves_of(name, numbers.assign(epoch=epochs, step=steps), metrics), float(minutes)
+    minutes = minutes_of(history) if "fit_minutes" in history else np.nan
+    return curves_of(name, numbers.assign(epoch=epochs, step=steps), metrics), minutes
 
 
 def _classes(name: str, run: Any, notes: list[str]) -> tuple[pd.DataFrame, dict[str, Any]]:

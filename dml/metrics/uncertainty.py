@@ -138,7 +138,7 @@ def paired_test(
     classes = pairs.loc[differences.index, f"{level}_first"]
     interval = bootstrap(differences, classes, confidence=confidence, resamples=resamples, seed=seed)
     sums, _ = _over_classes({measure: differences}, classes)
-    p_value = flip_classes(sums[:, 0], resamples=resamples, seed=seed)
+    p_value = float(flip_classes(sums, resamples=resamples, seed=seed)[0])
     sizes = len(differences), interval.num_classes
     return PairedTest(interval.mean, interval.low, interval.high, p_value, *sizes)
 
@@ -157,17 +157,18 @@ def bootstrap_classes(
     return next(_intervals(sums[:, None], counts[:, None], confidence, resamples, seed))
 
 
-def flip_classes(sums: _Floats, *, resamples: int = 10_000, seed: int = 0) -> float:
-    """The p-value of :func:`paired_test`, from the sum of the differences of each class ``[C]``."""
-    num_classes = len(sums)
-    threshold = abs(sums.sum()) - 1e-12 * np.abs(sums).sum()  # flips that are as far but for rounding count
+def flip_classes(sums: _Floats, *, resamples: int = 10_000, seed: int = 0) -> _Floats:
+    """P-values ``[K]`` as that of :func:`paired_test`, from sums of the differences of each class ``[C, K]``."""
+    num_classes, num_tests = sums.shape
+    threshold = np.abs(sums.sum(axis=0)) - 1e-12 * np.abs(sums).sum(axis=0)  # flips as far but for rounding count
     if num_classes <= np.log2(min(resamples, 2**16)):
         flips = np.arange(2**num_classes)[:, None] >> np.arange(num_classes) & 1
-        return float((np.abs((1 - 2 * flips) @ sums) >= threshold).mean())
-    generator, extreme = np.random.default_rng(seed), 1
+        shares: _Floats = (np.abs((1 - 2 * flips) @ sums) >= threshold).mean(axis=0)
+        return shares
+    generator, extreme = np.random.default_rng(seed), np.ones(num_tests)
     for rows in _blocks(resamples, num_classes):
         flips = generator.integers(2, size=(rows, num_classes), dtype=np.int8)
-        extreme += int((np.abs((1.0 - 2 * flips) @ sums) >= threshold).sum())
+        extreme += (np.abs((1.0 - 2 * flips) @ sums) >= threshold).sum(axis=0)
     return extreme / (1 + resamples)
 
 

@@ -109,6 +109,7 @@ def _rows(logs):
         mean = row["test/AP"]
         difference = mean - rows[0]["test/AP"] if rows else np.nan
         row |= {"low": mean - 0.02, "high": mean + 0.02, "difference": difference}
+        row["difference_error"] = row["test/AP_std"] * (2 / len(runs)) ** 0.5 if rows else np.nan
         p_value = 0.04 / (1 + len(rows)) if rows else np.nan
         row |= {"p_value": p_value, "p_holm": p_value, "val": values[values["metric"] == "val/AP"]["value"].max()}
         rows.append(row | {"best_epoch": runs["best_epoch"].mean()} | _costs(runs))

@@ -51,17 +51,24 @@ def test_a_resumed_run_is_one_run(tmp_path):
     assert validated["value"].tolist() == [0.1, 0.2, 0.3, 0.5]
     run = logs.runs.loc[str(folder)]
     assert run["best_epoch"] == 3
-    assert np.isnan(run["minutes"])  # those of the part that was killed are not known
+    assert run["minutes"] == 1.5  # which are of both parts, though the first was killed before it could say
 
 
-def test_minutes_of_parts_add_up(tmp_path):
+def test_minutes_are_not_known_if_the_last_part_was_killed(tmp_path):
+    folder = make_run(tmp_path / "a")
+    (folder / "metrics.csv").rename(folder / "metrics.1.csv")
+    make_run(folder, val=(0.7,), first_epoch=4, is_tested=False)
+    assert read_folders([tmp_path]).runs["minutes"].isna().all()
+
+
+def test_minutes_of_the_last_part_are_of_all(tmp_path):
     folder = make_run(tmp_path / "a")
     (folder / "metrics.csv").rename(folder / "metrics.10.csv")
     make_run(folder, val=(0.7,), first_epoch=4)
     (folder / "metrics.csv").rename(folder / "metrics.11.csv")
     make_run(folder, val=(), values=np.full(40, 0.25))  # tested again, without training
     logs = read_folders([tmp_path])
-    assert logs.runs.loc[str(folder), "minutes"] == 3
+    assert logs.runs.loc[str(folder), "minutes"] == 1.5
     assert logs.curves[logs.curves["metric"] == "test/AP"]["value"].iloc[-1] == 0.25
 
 

@@ -29,6 +29,7 @@ def _comparison(losses=("SmoothAPLoss", "TripletMarginLoss with TripletMarginMin
             "low": np.where(number == 1, np.nan, 0.651),
             "high": np.where(number == 1, np.nan, 0.679),
             "difference": np.where(number == 0, np.nan, -0.1 * number),
+            "difference_error": np.where(number == 0, np.nan, 0.004),
             "p_value": np.where(number == 0, np.nan, 0.002),
             "p_holm": np.where(number == 0, np.nan, 0.004),
             "val": 0.7,
@@ -82,6 +83,18 @@ def test_a_wide_terminal_shows_everything():
     ):
         assert word in text
     assert "not shown" not in text
+
+
+@pytest.mark.parametrize("evil", ["[/x]", "[bold]", ":x:", "a\\"])
+def test_what_runs_are_called_is_no_markup(evil):
+    comparison = _comparison((evil, "BLoss"), name=evil, notes=(evil,))
+    rows = comparison.rows.assign(variant=[f"lr={evil}", ""]).rename(columns={"test/R@1": f"test/{evil}"})
+    rows = rows.rename(columns={"test/R@1_std": f"test/{evil}_std"})
+    text = _printed([comparison._replace(rows=rows)], 250)
+    assert text.splitlines()[0].strip() == evil
+    assert text.splitlines()[-1] == f"- {evil}"
+    for whole in (f" {evil} ", f"lr={evil}", f"test/{evil}", "[0.651, 0.679]"):
+        assert whole in text
 
 
 def test_csv_has_the_numbers_as_they_are():

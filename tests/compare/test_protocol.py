@@ -39,6 +39,7 @@ _METRICS = "trainer.callbacks.0.init_args.metrics"
         ("search.stages", [{"class_path": "dml.stages.QueryExpansion", "init_args": {"k": 50}}]),
         ("search.distractors", "million.npy"),
         ("trainer.limit_test_batches", 2),
+        ("trainer.limit_test_batches", 1),  # one batch, where 1.0 is all of them
     ],
 )
 def test_what_test_values_depend_on(path, value):
@@ -58,6 +59,7 @@ def test_what_test_values_depend_on(path, value):
         ("model.loss.init_args.temperature", 1.0),
         ("seed_everything", 5),
         (f"{_EMBEDDER}.scales", [1.0]),
+        ("trainer.limit_test_batches", 1.0),
     ],
 )
 def test_what_test_values_do_not_depend_on(path, value):
@@ -73,6 +75,16 @@ def test_a_search_of_its_own_is_that_of_the_run():
 
 def test_distractors_are_a_file_wherever_it_is():
     assert protocol(_with("search.distractors", "/there/a.npy")) == protocol(_with("search.distractors", "a.npy"))
+
+
+def test_a_stage_learns_from_the_embeddings_of_its_run():
+    def whitened(embeddings, power):
+        arguments = {"embeddings": embeddings, "power": power}
+        stages = [{"class_path": "dml.stages.PCAWhitening", "init_args": arguments}, "dml.stages.Other"]
+        return protocol(_with("search.stages", stages))
+
+    assert whitened("runs/a/train.parquet", 0.5) == whitened("runs/b/train.parquet", 0.5)
+    assert whitened("runs/a/train.parquet", 0.5) != whitened("runs/a/train.parquet", 0.25)
 
 
 def test_a_data_set_that_is_a_folder_is_told_by_its_folder():
@@ -101,6 +113,8 @@ def test_what_is_held_out_matters_where_it_is_tested():
         ("model.memory", None),  # an older configuration does not have it
         ("data.sampler", None),
         ("search.ties", "optimistic"),
+        ("trainer.limit_val_batches", 1.0),
+        ("trainer.limit_train_batches", 1.0),
     ],
 )
 def test_what_makes_no_other_model(path, value):
@@ -162,6 +176,12 @@ def test_settings_are_called_by_as_little_as_tells_them_apart():
         "loss.lr=1, optimizer.lr=1, optimizer=SGD, b=[1]",
         "loss.lr=2, optimizer.lr=2, optimizer=AdamW, b=none",
     ]
+
+
+def test_only_names_of_classes_are_cut():
+    values = ["a/b.yaml", "resnet50.a1_in1k", "v1.Of words", "0.5.X", "dml.losses.SupAPLoss", "SupAPLoss"]
+    texts = settings_apart([{"s": value} for value in values])
+    assert texts == [*(f"s={value}" for value in values[:4]), "s=SupAPLoss (#5)", "s=SupAPLoss (#6)"]
 
 
 def test_texts_of_many_settings_stay_apart():

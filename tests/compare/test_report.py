@@ -60,12 +60,17 @@ def test_the_best_of_a_column_is_bold(tmp_path):
 def test_the_finding_counts_what_is_significant(tmp_path):
     logs, comparison = drawn(4, 2)
     rows = comparison.rows.assign(p_holm=[np.nan, 0.01, 0.2, 0.04], difference=[np.nan, -0.1, -0.05, 0.02])
+    rows["difference_error"] = 0.009
     document = written(tmp_path, logs, comparison._replace(rows=rows))
     (finding,) = document.find("p", class_="finding")
     assert finding.text() == (
         f"SmoothAPLoss has the highest test/AP, {rows['test/AP'][0]:.3f}. "
-        "Tested against SmoothAPLoss: 1 lower and 1 higher at p < 0.05, 1 that cannot be told apart."
+        "Tested against SmoothAPLoss: 1 lower and 1 higher at p < 0.05 and beyond the spread of seeds, "
+        "1 that cannot be told apart."
     )
+    rows["difference_error"] = [np.nan, 0.1, 0.1, np.nan]
+    document = written(tmp_path, logs, comparison._replace(rows=rows))
+    assert "0 lower and 0 higher" in document.find("p", class_="finding")[0].text()
 
 
 def test_takes_what_compare_gives(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from dml.compare.logs import CLASSES
-from dml.compare.significance import ClassSums, holm, interval, over_seeds, p_value
+from dml.compare.significance import ClassSums, holm, interval, over_seeds, p_values, told_apart
 from dml.metrics.uncertainty import bootstrap, bootstrap_classes, flip_classes, paired_test
 
 QUERIES = np.repeat(np.arange(9), np.arange(1, 10))
@@ -26,8 +26,8 @@ def test_intervals_and_tests_of_sums(num_classes):
     assert bootstrap_classes(before.sums, before.counts) == bootstrap(first, classes)
     frames = [pd.DataFrame({"path": np.arange(len(classes)), "AP": v, "class": classes}) for v in (first, second)]
     expected = paired_test(*frames, level="class").p_value
-    assert flip_classes(after.sums - before.sums) == pytest.approx(expected)
-    assert p_value(after, before) == pytest.approx(expected)
+    assert flip_classes((after.sums - before.sums)[:, None]) == pytest.approx([expected])
+    assert p_values([before, after]) == pytest.approx([np.nan, expected], nan_ok=True)
 
 
 def test_one_class_has_no_interval():
@@ -54,10 +54,38 @@ def test_seeds_are_averaged_before_classes():
 
 def test_other_queries_have_no_p_value():
     one, other = _sums(np.ones(45)), _sums(np.ones(44), QUERIES[1:])
-    assert np.isnan(p_value(one, other))
-    assert np.isnan(p_value(None, one))
-    assert np.isnan(p_value(one, None))
-    assert p_value(one, one) == 1
+    assert p_values([one, other, None, one]) == pytest.approx([np.nan, np.nan, np.nan, 1], nan_ok=True)
+    assert np.isnan(p_values([None, one, other])).all()
+
+
+def test_p_values_of_many_rows_are_those_of_each():
+    generator = np.random.default_rng(0)
+    classes = np.arange(30).repeat(3)
+    first, *others = (_sums(generator.normal(shift, 1, 90), classes) for shift in (0, 0.1, 0.2, 0.3))
+    alone = [p_values([first, other])[1] for other in others]
+    assert p_values([first, *others])[1:] == pytest.approx(alone)
+
+
+def test_many_rows_leave_small_p_values_small():
+    classes = np.arange(40).repeat(2)
+    first, other = _sums(np.zeros(80), classes), _sums(np.ones(80), classes)
+    adjusted = holm(p_values([first, *[other] * 29]))
+    assert (adjusted[1:] < 0.001).all()
+
+
+def test_told_apart_by_classes_and_by_seeds():
+    rows = pd.DataFrame(
+        [
+            (np.nan, np.nan, np.nan),
+            (-0.1, 0.04, 0.04),
+            (0.1, 0.04, 0.04),
+            (0.1, 0.04, 0.06),
+            (0.1, 0.06, 0.0),
+            (0.1, np.nan, 0.0),
+        ],
+        columns=["difference", "difference_error", "p_holm"],
+    )
+    assert told_apart(rows).tolist() == [False, True, True, False, False, False]
 
 
 def test_holm():

@@ -50,7 +50,23 @@ def test_intervals_and_tests_are_of_queries_averaged_over_seeds(tmp_path):
     expected = paired_test(*frames, level="class")
     assert rows["p_value"][1] == pytest.approx(expected.p_value)
     assert rows["difference"][1] == pytest.approx(expected.difference)
-    assert rows[["p_value", "p_holm", "difference"]].iloc[0].isna().all()
+    assert rows[["p_value", "p_holm", "difference", "difference_error"]].iloc[0].isna().all()
+    seeds = [np.mean([values[loss, 0].mean(), values[loss, 1].mean()]) for loss in "AB"]
+    errors = [np.std([values[loss, seed].mean() for seed in (0, 1)], ddof=1) / 2**0.5 for loss in "AB"]
+    assert rows["difference"][1] == pytest.approx(seeds[1] - seeds[0])
+    assert rows["difference_error"][1] == pytest.approx(np.hypot(*errors))
+
+
+def test_one_seed_says_nothing_of_other_seeds(tmp_path):
+    for loss, seed in (("A", 0), ("A", 1), ("B", 0), ("C", 0), ("C", 1)):
+        values = _values({"A": 0.6, "B": 0.5, "C": 0.4}[loss], seed)
+        make_run(tmp_path / f"{loss}{seed}", config(f"{loss}Loss", seed), values=values)
+    found = _only(tmp_path)
+    assert found.rows["difference_error"].isna().tolist() == [True, True, False]
+    assert "one seed of BLoss: p is of the test classes only, and has no star" in found.notes
+    found = _only(tmp_path, first="BLoss")
+    assert found.rows["difference_error"].isna().all()
+    assert found.notes == ("one seed of BLoss: p is of the test classes only, and has no star",)
 
 
 def test_confidence_is_that_of_the_intervals(tmp_path):
@@ -77,6 +93,43 @@ def test_the_first_row_is_the_reference(tmp_path):
     assert (rows["difference"][1:] > 0).all()
 
 
+def test_the_reference_is_the_best_on_validation(tmp_path):
+    for loss, mean, val in (("A", 0.6, 0.3), ("B", 0.5, 0.8), ("C", 0.7, 0.4)):
+        make_run(tmp_path / loss, config(f"{loss}Loss"), values=_values(mean, 3), val=(val,))
+    found = _only(tmp_path)
+    assert found.rows["loss"].tolist() == ["BLoss", "CLoss", "ALoss"]
+    assert found.notes[0] == "first row: best on validation, by val/AP"
+    rows = _only(tmp_path, monitor="val/R@1").rows  # which is one less val/AP
+    assert rows["loss"].tolist() == ["ALoss", "CLoss", "BLoss"]
+
+
+def test_without_validation_the_reference_is_the_best_on_the_test(tmp_path):
+    for loss, mean in (("A", 0.6), ("B", 0.7)):
+        make_run(tmp_path / loss, config(f"{loss}Loss"), values=_values(mean, 3), val=())
+    found = _only(tmp_path)
+    assert found.rows["loss"].tolist() == ["BLoss", "ALoss"]
+    told = "first row: best on the test, as no run has validated, so p-values are too small"
+    assert told in found.notes
+
+
+def test_of_a_loss_the_lowest_is_the_best_on_validation(tmp_path):
+    for temperature, value in ((0.1, 0.2), (0.2, 0.9)):
+        folder = make_run(tmp_path / f"{temperature}", config(temperature=temperature), val=(value,))
+        metrics = pd.read_csv(folder / "metrics.csv").rename(columns={"val/R@1": "val/loss"})
+        metrics.to_csv(folder / "metrics.csv", index=False)
+    assert _only(tmp_path, monitor="val/loss").rows["variant"].tolist() == ["temperature=0.2", "temperature=0.1"]
+    rows = _only(tmp_path, monitor="val/loss", best_of_variants=True).rows
+    assert rows["variant"].tolist() == ["temperature=0.2"]
+
+
+def test_a_reference_that_is_in_another_table_only(tmp_path):
+    make_run(tmp_path / "a", config("ALoss"), started=1)
+    for loss in "BC":
+        make_run(tmp_path / loss, config(f"{loss}Loss", image_size=48), started=2)
+    notes = compare(read(tmp_path), first="ALoss")[1].notes
+    assert notes[1:3] == ("no run of ALoss is here", "first row: best on validation, by val/AP")
+
+
 def test_settings_make_variants(tmp_path):
     for name, settings in {"a": {"temperature": 0.1}, "b": {"lr": 0.1}, "c": {}}.items():
         make_run(tmp_path / name, config(**settings))
@@ -93,7 +146,9 @@ def test_settings_make_variants(tmp_path):
 def test_what_changes_no_number_makes_no_variant(tmp_path):
     make_run(tmp_path / "a", config(seed=0, root="here", num_workers=1))
     make_run(tmp_path / "b", config(seed=1, root="there", num_workers=8))
-    assert _only(tmp_path).rows["seeds"].tolist() == [2]
+    found = _only(tmp_path)
+    assert found.rows["seeds"].tolist() == [2]
+    assert found.notes == ("the data were read from 2 folders, taken to hold the same: here, there",)
 
 
 def test_the_best_variant_is_chosen_by_validation_not_by_test(tmp_path):
@@ -166,7 +221,8 @@ def test_a_run_without_queries_is_in_the_table_without_an_interval(tmp_path):
     found = _only(tmp_path)
     assert found.rows["low"].isna().tolist() == [False, True]
     assert found.rows["p_value"].isna().all()
-    assert found.notes == ("no interval and no test without per_query/test.parquet of the same queries: BLoss",)
+    told = "no interval and no test without per_query/test.parquet of the same queries: BLoss"
+    assert found.notes == ("first row: best on validation, by val/AP", told)
 
 
 def test_other_queries_are_not_tested_against(tmp_path):
@@ -176,7 +232,8 @@ def test_other_queries_are_not_tested_against(tmp_path):
     found = _only(tmp_path)
     assert found.rows["low"].notna().all()
     assert found.rows["p_value"].isna().all()
-    assert found.notes == ("not tested against ALoss, whose test queries are others: BLoss",)
+    told = "not tested against ALoss, whose test queries are others: BLoss"
+    assert found.notes == ("first row: best on validation, by val/AP", told)
 
 
 def test_a_test_at_another_epoch_than_the_best(tmp_path):

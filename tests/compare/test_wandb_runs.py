@@ -108,6 +108,13 @@ def test_runs_of_something_else_and_runs_that_have_logged_nothing(tmp_path):
         read_wandb("me/metric", Api(other))
 
 
+def test_minutes_that_were_logged_last_are_of_all_parts(tmp_path):
+    run = Run("a", make_run(tmp_path / "a"))
+    history = list(run.scan_history())
+    run.scan_history = lambda: iter([{"fit_minutes": 0.5, "trainer/global_step": 1, "_step": 0}, *history])
+    assert read_wandb("me/metric", Api(run)).runs["minutes"].tolist() == [1.5]
+
+
 def test_no_such_project():
     with pytest.raises(ValueError, match="wandb is 'me/none', which cannot be read: Could not find project"):
         read_wandb("me/none", Api())
