@@ -200,7 +200,9 @@ def keep_part(part: str) -> None:
     """Keep the logs of the runs of a part that have been tested, beside those that are kept already."""
     kept = [read_kept(KEPT / part)] if is_kept(KEPT / part) else []
     logs = together([read_folders([OUT / part], with_retrievals=False), *kept])
-    keep(only(logs, logs.runs.index[logs.runs["finished"]].tolist()), KEPT / part)
+    logs = only(logs, logs.runs.index[logs.runs["finished"]].tolist())
+    compared = logs.classes["measure"].isin(("test/AP", "test/H-AP"))  # intervals of others are not shown
+    keep(logs._replace(classes=logs.classes[compared]), KEPT / part)
 
 
 PARTS: dict[str, Callable[[int], None]] = {

@@ -64,7 +64,7 @@ def losses(data: str) -> str:
             "chosen": [_short(text) for text in rows["variant"]],
             "seeds": rows["seeds"].astype(str),
             "AP": _means(rows, "test/AP", interval=True),
-            "difference": [_signed(value) for value in rows["difference"]],
+            "difference": _differences(rows),
             "p": [_chance(value) for value in rows["p_holm"]],
             "mAP@R": _means(rows, "test/mAP@R"),
             "R@1": _means(rows, "test/R@1"),
@@ -133,7 +133,7 @@ def hierarchical(data: str) -> str:
             "loss": [called(loss) for loss in rows["loss"]],
             "seeds": rows["seeds"].astype(str),
             "H-AP": _means(rows, "test/H-AP", interval=True),
-            "difference": [_signed(value) for value in rows["difference"]],
+            "difference": _differences(rows),
             "p": [_chance(value) for value in rows["p_holm"]],
             **{name.removeprefix("test/"): _means(rows, name) for name in (*shown, *coarser)},
         }
@@ -202,8 +202,10 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
-def _signed(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:+.3f}"
+def _differences(rows: pd.DataFrame) -> list[str]:
+    """From the first row, with the standard error over seeds."""
+    pairs = zip(rows["difference"], rows["difference_error"], strict=True)
+    return ["" if np.isnan(value) else f"{value:+.3f} ± {error:.3f}" for value, error in pairs]
 
 
 def _chance(value: float) -> str:

@@ -18,6 +18,7 @@ import torch
 import yaml
 from PIL import Image
 from torch.nn.functional import normalize
+from torch.optim import AdamW
 
 from dml.__main__ import main
 from dml.data import datasets
@@ -94,7 +95,7 @@ def commands_of(text):
     """Words of each line of shell that calls ``dml``, after that word."""
     for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
-            found = re.match(r"(?:srun )?dml (.*)|torchrun \S+ \S+ -m dml (.*)", line)
+            found = re.match(r"\s*(?:srun )?dml (.*)|torchrun \S+ \S+ -m dml (.*)", line)
             if found is not None:
                 yield shlex.split(found[1] or found[2])
 
@@ -122,7 +123,7 @@ def is_known(option, words):
     command = words[:2] if words[0] == "data" else words[:1]
     if option in options_of(*command):
         return True
-    parts = {"--model.embedder.": TimmEmbedder, "--model.memory.": CrossBatchMemory}
+    parts = {"--model.embedder.": TimmEmbedder, "--model.memory.": CrossBatchMemory, "--model.optimizer.": AdamW}
     for prefix, cls in parts.items():
         if option.startswith(prefix):
             return option.removeprefix(prefix) in inspect.signature(cls).parameters
