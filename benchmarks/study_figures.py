@@ -36,7 +36,7 @@ def _losses_figure(data: str) -> Figure | None:
         axes.plot([of_row["low"], of_row["high"]], [row, row], color=colour, linewidth=2, alpha=0.5)
         axes.plot(of_row["test/AP"], row, "o", color=colour, markersize=5)
     axes.set_yticks(range(len(rows)), [called(loss) for loss in rows["loss"]])
-    axes.set_xlabel(f"test AP on {DATA[data]}, 95 % interval over classes; blue ranks, orange pairs and proxies")
+    axes.set_xlabel(f"test AP on {DATA[data]}, with 95 % intervals over classes")
     return _tidied(figure)
 
 

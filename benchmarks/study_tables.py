@@ -167,7 +167,7 @@ TABLES: dict[str, Callable[[], str]] = {
 def _grouped(runs: pd.DataFrame, by: list[str], values: dict[str, str]) -> str:
     """Mean and standard deviation over seeds of each group."""
     groups = runs.groupby(by, sort=True)
-    keys = pd.DataFrame([np.atleast_1d(np.array(key, dtype=object)) for key in groups.groups], columns=by)
+    keys = groups.size().reset_index()
     table: dict[str, Sequence[str]] = {name: [_plain(value) for value in keys[name]] for name in by}
     table["seeds"] = groups["seed"].nunique().astype(str).tolist()
     for title, name in values.items():
