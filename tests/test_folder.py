@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import wandb
 import yaml
 
 from dml import runs
@@ -21,6 +22,8 @@ QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
 def in_empty_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    yield
+    wandb.finish()  # or the next test's logger would go on with this run
 
 
 @pytest.fixture
