@@ -1,5 +1,6 @@
 """What the runs of the study have brought, from the logs that are kept."""
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ def logs_of(part: str) -> RunLogs | None:
     return read_kept(KEPT / part) if is_kept(KEPT / part) else None
 
 
+@functools.cache  # a table, a figure and the README ask for the same, whose bootstrap takes the time
 def compared(
     part: str, *, measure: str = "test/AP", monitor: str = "val/AP", best_of_variants: bool = False
 ) -> Comparison | None:

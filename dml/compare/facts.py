@@ -35,7 +35,7 @@ def facts(
         num_gallery: Items of the test's gallery, None if not known.
         tests_last: Whether the last epoch was tested, whichever is the best.
     """
-    last = curves.loc[begins(curves, ("train/", "epoch/", "val/")), "epoch"].max()
+    last = curves.loc[begins(curves, (*TRAINED, "val/")), "epoch"].max()
     monitor, more_is_better = monitored(config)
     best = None if monitor is None or tests_last else best_value(curves, monitor, more_is_better)
     return {
