@@ -139,6 +139,9 @@ class DMLCommand(LightningCLI):
             if self.subcommand == "fit":
                 config.ckpt_path = runs.checkpoint_in(Path(config.folder), config.ckpt_path)
         self._choose_folders(config, local)
+        if self.subcommand == "fit" and config.ckpt_path and local and local[0].version:
+            run = runs.of_logger(local[0]) / str(local[0].version)
+            runs.watch_again(run, Path(config.ckpt_path), watched)
 
     def _choose_folders(self, config: Any, local: list[Any]) -> None:
         """Settle where the CSV loggers log, and which checkpoint a fit goes on from."""
@@ -230,7 +233,7 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers")
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")  # frozen
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
-    warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", "(Experiment logs|Checkpoint) directory .* exists and is not empty")
     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
     warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
     # What is logged is of the global batch or of all queries, on each process alike.

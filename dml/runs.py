@@ -11,6 +11,8 @@ from typing import Any
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 
+from dml.callbacks.run import WATCHED
+
 _JOBS = "jobs.txt"
 
 
@@ -75,6 +77,24 @@ def checkpoint_to_resume(path: Path, loggers: list[Any]) -> Path:
         if run.parent == of_logger(logger).resolve():
             logger.version = run.name
     return path
+
+
+def watch_again(run: Path, checkpoint: Path, loggers: list[Any]) -> None:
+    """Have a run of Weights & Biases go on too, if the checkpoint to go on from is in the folder of the run itself.
+
+    What the user has set stays: an id of the logger's, or of the environment.
+
+    Args:
+        run: Folder of the run.
+        checkpoint: That a fit goes on from.
+        loggers: Those of Weights & Biases; their ids are set to those that ``DescribeRun`` has noted.
+    """
+    noted = run / WATCHED
+    if "WANDB_RUN_ID" in os.environ or not noted.exists() or not checkpoint.resolve().is_relative_to(run.resolve()):
+        return
+    for logger, watched in zip(loggers, noted.read_text().split(), strict=False):
+        if logger.id is None and logger.version is None:
+            logger.id = watched
 
 
 @rank_zero_only

@@ -76,6 +76,20 @@ def test_last_goes_on_in_the_folder_or_starts_there(small, tmp_path):
     assert pd.read_csv(folder / "metrics.csv")["epoch"].dropna().min() == 1
 
 
+def test_a_run_that_goes_on_is_one_run_of_weights_and_biases(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    ids = []
+    for epochs, *words in ((1, "--folder=mine"), (2, "--folder=mine", "--ckpt_path=last"), (1, "--folder=other")):
+        fit(*small, f"--trainer.max_epochs={epochs}", *words)
+        ids.append(wandb.run.id)
+        wandb.finish()
+    assert ids[0] == ids[1] != ids[2]
+    assert (tmp_path / "mine" / "wandb.txt").read_text().split() == ids[:1]
+    assert len(list(tmp_path.glob(f"runs/wandb/offline-run-*-{ids[0]}"))) == 2
+
+
 def test_a_sweep_trains_tests_and_is_done(small, tmp_path):
     sweep = tmp_path / "pair.yaml"
     command = ["dml", "fit", f"-c={QUICKSTART}", *small, "--test=true", "${args}"]

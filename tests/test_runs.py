@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from dml import runs
+from dml.callbacks.run import WATCHED
 
 
 @pytest.fixture
@@ -61,3 +62,33 @@ def test_a_job_is_what_lightning_takes_for_one(environment, job, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert runs.slurm_job() == job
+
+
+def watched(**given):
+    return SimpleNamespace(**{"id": None, "version": None, **given})
+
+
+def test_a_run_that_goes_on_is_the_same_run_of_weights_and_biases(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    run, last = tmp_path / "version_0", tmp_path / "version_0" / "checkpoints" / "last.ckpt"
+    first, second = watched(), watched()
+    runs.watch_again(run, last, [first])  # of a version that noted nothing
+    assert first.id is None
+    run.mkdir()
+    (run / WATCHED).write_text("abc\ndef\n")
+    runs.watch_again(run, last, [first, second])
+    assert (first.id, second.id) == ("abc", "def")
+
+
+def test_an_id_that_is_set_and_a_run_that_starts_from_another_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    run, last = tmp_path / "version_1", tmp_path / "version_1" / "checkpoints" / "last.ckpt"
+    run.mkdir()
+    (run / WATCHED).write_text("abc\n")
+    mine, named, fine_tuned, of_agent = watched(id="mine"), watched(version="mine"), watched(), watched()
+    runs.watch_again(run, last, [mine])
+    runs.watch_again(run, last, [named])
+    runs.watch_again(run, tmp_path / "version_0" / "checkpoints" / "best.ckpt", [fine_tuned])
+    monkeypatch.setenv("WANDB_RUN_ID", "of_agent")
+    runs.watch_again(run, last, [of_agent])
+    assert (mine.id, named.id, fine_tuned.id, of_agent.id) == ("mine", None, None, None)

@@ -10,7 +10,7 @@ import yaml
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import SaveConfigCallback
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_info
 
 from dml import __version__
@@ -21,6 +21,9 @@ CONFIG_KEY = "config"
 
 VERSION_KEY = "dml_version"
 """Where a checkpoint keeps the version of ``dml`` that made it; the first version did not."""
+
+WATCHED = "wandb.txt"
+"""Where a run's folder keeps its ids on Weights & Biases, a line for each logger."""
 
 CONFIGURED = ("seed_everything", "trainer", "model", "data", "search")
 """The parts of the configuration that are kept."""
@@ -49,6 +52,8 @@ class LogConfig(SaveConfigCallback):
 class DescribeRun(Callback):
     """Send the git commit, the data set and its sizes, and the metrics of the best epoch to Weights & Biases.
 
+    The run's folder notes the id that it has there, so that a fit that goes on is the same run there too.
+
     Args:
         monitor: The metric that says which epoch is best; higher is better.
     """
@@ -60,13 +65,18 @@ class DescribeRun(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.monotonic()
-        for run in _wandb_runs(trainer):
+        watched = _wandb_runs(trainer)
+        folders = [logger.log_dir for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+        if watched and folders:
+            Path(folders[0]).mkdir(parents=True, exist_ok=True)
+            (Path(folders[0]) / WATCHED).write_text("".join(f"{run.id}\n" for run in watched))
+        for run in watched:
             run.config.update(_facts(trainer), allow_val_change=True)
             # No pattern such as val/*: its summary would be put in place of the parts of tables and pictures, too.
             for name, better in ((self.monitor, "max"), ("train/loss", "min"), (f"val/{GAP}", "min")):
                 run.define_metric(name, step_metric="trainer/global_step", summary=better)
             if run.offline:
-                rank_zero_info(f"W&B is offline: the run is kept here; upload it by: wandb sync {_folder(run)}")
+                rank_zero_info(f"W&B is offline: the run is kept here; upload it by: wandb sync {_parts(run)}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
@@ -101,10 +111,11 @@ def _wandb_runs(trainer: Trainer) -> list[Any]:
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)]
 
 
-def _folder(run: Any) -> Path:
-    """The folder of an offline run, which holds its ``files``."""
-    folder = Path(run.dir).parent
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+def _parts(run: Any) -> Path:
+    """A pattern of the folders of an offline run: it has one for each time that it went on."""
+    folder = Path(run.dir).parent  # offline-run-<time>-<id>; it holds ``files``
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return folder.with_name(f"offline-run-*-{run.id}")
 
 
 def _facts(trainer: Trainer) -> dict[str, Any]:
