@@ -68,6 +68,7 @@ CANDIDATES = (
     Candidate("sup_ndcg", f"{_OWN}.temperature", _TEMPERATURES),
     Candidate("tie_aware_quantized_ap", f"{_OWN}.num_bins", (10, 20, 40)),
     Candidate("blackbox_recall", f"{_OWN}.lambda_val", (1.0, 4.0, 16.0)),
+    Candidate("recall_at_k_simix", f"{_INNER}.temperature", _TEMPERATURES),
 )
 _FREE_OFFSET = ("sup_ap", "sup_recall", "sup_ndcg")  # it follows from the temperature, as in the paper's formula
 
@@ -175,6 +176,8 @@ def hierarchical(data: str, jobs: int) -> None:
     ]
     arguments: dict[str, dict[str, object]] = {overlay: {} for overlay in overlays}
     arguments["happier"] = {f"{_OWN}.losses": happier, "model.groups.loss.learning_rate": 0.01}
+    proxies = {"num_classes": NUM_TRAIN_CLASSES[data], "embedding_dim": 64, "margins": [0.25, 0.35, 0.45]}
+    arguments["csl"] = {f"{_OWN}.{name}": value for name, value in proxies.items()}
     runs = [
         run_of(data, overlay, seed, settings, "experiments/study/levels.yaml")
         for seed in SEEDS

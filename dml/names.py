@@ -27,7 +27,8 @@ def loss_name(config: Mapping[str, Any]) -> str:
     """The class of the loss.
 
     ``PairLoss`` is called by the loss it holds, with its miner if it has one, as in ``TripletMarginLoss with
-    TripletMarginMiner``; ``WeightedSum`` by its terms, ``SupAPLoss+CalibrationLoss``.
+    TripletMarginMiner``; ``WeightedSum`` by its terms, ``SupAPLoss+CalibrationLoss``; another that holds one loss as in
+    ``RecallAtKLoss with SiMix``.
     """
     return _loss_name(config["model"]["loss"])
 
@@ -66,9 +67,9 @@ def label(loggers: Sequence[MutableMapping[str, Any]], config: Mapping[str, Any]
 
 def _loss_name(loss: Mapping[str, Any] | type | str) -> str:
     name, arguments = _class_name(loss), _arguments(loss)
-    if name == "PairLoss" and arguments.get("loss"):
-        miner = arguments.get("miner")
-        return _class_name(arguments["loss"]) + (f" with {_class_name(miner)}" if miner else "")
+    if isinstance(arguments.get("loss"), Mapping):
+        addition = arguments.get("miner") if name == "PairLoss" else name
+        return _loss_name(arguments["loss"]) + (f" with {_class_name(addition)}" if addition else "")
     if name == "WeightedSum" and arguments.get("losses"):
         return "+".join(_loss_name(term) for term in arguments["losses"])
     return name

@@ -54,13 +54,20 @@ def test_a_class_is_as_good_as_its_path():
         ),
         (
             {
+                "class_path": "dml.losses.SiMix",
+                "init_args": {"loss": {"class_path": "dml.losses.RecallAtKLoss"}, "seed": 0},
+            },
+            "RecallAtKLoss with SiMix",
+        ),
+        (
+            {
                 "class_path": "dml.losses.WeightedSum",
                 "init_args": {"losses": [{"class_path": "dml.losses.SupAPLoss"}, PAIR], "weights": [1, 2]},
             },
             "SupAPLoss+TripletMarginLoss",
         ),
     ],
-    ids=["own", "pair", "miner", "sum"],
+    ids=["own", "pair", "miner", "mixed", "sum"],
 )
 def test_a_loss_is_called_by_what_it_computes(loss, name):
     assert loss_name(config(loss)) == name
@@ -120,7 +127,7 @@ def test_overlays_have_names(name, request):
     expected = {
         "roadmap": "SupAPLoss+CalibrationLoss",
         "triplet_margin": "TripletMarginLoss with TripletMarginMiner",
-        "recall_at_k_simix": "SiMix",
+        "recall_at_k_simix": "RecallAtKLoss with SiMix",
         "multi_similarity": "MultiSimilarityLoss",
     }
     assert loss_name(overlay) == expected[name]
