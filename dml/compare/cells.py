@@ -46,6 +46,16 @@ def chance(p_value: Any, is_told_apart: bool = True) -> str:
     return (f"{p_value:.3f}" if p_value >= 0.001 else "< 0.001") + (f" {mark}" if mark else "")
 
 
+def labels_of(rows: pd.DataFrame) -> dict[str, list[str]]:
+    """What rows are called: the backbone and the variant only where they differ."""
+    found = {"loss": rows["loss"].tolist()}
+    if rows["backbone"].nunique() > 1:
+        found["backbone"] = rows["backbone"].tolist()
+    if rows["variant"].astype(bool).any():
+        found["variant"] = rows["variant"].tolist()
+    return found
+
+
 def columns(rows: pd.DataFrame, measure: str, monitor: str) -> list[Column]:
     """The measures, the test of the differences and the costs of the rows of a comparison.
 

@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from dml.compare.cells import Cell, Column, columns
+from dml.compare.cells import Cell, Column, columns, labels_of
 from dml.compare.table import Comparison
 
 _KEYS = 4  # seeds, the measure, its difference and its p-value are never left out
@@ -28,7 +28,7 @@ _LATEX |= {"<": "$<$", ">": "$>$"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
 def print_tables(comparisons: Sequence[Comparison], measure: str, monitor: str, console: Console) -> None:
     """Tables with their notes, without the columns that the console has no room for: costs go last."""
     for comparison in comparisons:
-        labels, found = _labels(comparison.rows), columns(comparison.rows, measure, monitor)
+        labels, found = labels_of(comparison.rows), columns(comparison.rows, measure, monitor)
         shown = list(found)
         droppable = [*(c for c in found[_KEYS:] if c.kind == "cost"), *(c for c in found[_KEYS:] if c.kind != "cost")]
         while not _fits(table := _table(comparison.name, labels, shown), console) and droppable:
@@ -58,7 +58,7 @@ def to_markdown(comparisons: Sequence[Comparison], measure: str, monitor: str) -
     """A table under a heading each, the best values bold, and the notes as a list."""
     parts = []
     for comparison in comparisons:
-        labels, found = _labels(comparison.rows), columns(comparison.rows, measure, monitor)
+        labels, found = labels_of(comparison.rows), columns(comparison.rows, measure, monitor)
         head = [*labels, *(column.title for column in found)]
         lines = [head, [*("---" for _ in labels), *("---:" for _ in found)]]
         for row, names in enumerate(zip(*labels.values(), strict=True)):
@@ -74,7 +74,7 @@ def to_latex(comparisons: Sequence[Comparison], measure: str, monitor: str) -> s
     """A tabular each, for the package booktabs, the best values bold; notes are comments."""
     parts = []
     for comparison in comparisons:
-        labels, found = _labels(comparison.rows), columns(comparison.rows, measure, monitor)
+        labels, found = labels_of(comparison.rows), columns(comparison.rows, measure, monitor)
         head = " & ".join(_escaped_for_latex(title) for title in (*labels, *(column.title for column in found)))
         lines = [f"% {line}" for line in (comparison.name, *comparison.notes)]
         lines += [
@@ -88,16 +88,6 @@ def to_latex(comparisons: Sequence[Comparison], measure: str, monitor: str) -> s
             lines.append(rf"{' & '.join(cells)} \\")
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
     return "\n\n".join(parts) + "\n"
-
-
-def _labels(rows: pd.DataFrame) -> dict[str, list[str]]:
-    """What rows are called: the backbone and the variant only where they differ."""
-    found = {"loss": rows["loss"].tolist()}
-    if rows["backbone"].nunique() > 1:
-        found["backbone"] = rows["backbone"].tolist()
-    if rows["variant"].astype(bool).any():
-        found["variant"] = rows["variant"].tolist()
-    return found
 
 
 def _table(title: str, labels: dict[str, list[str]], shown: Sequence[Column], max_width: int = 28) -> Table:

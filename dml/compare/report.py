@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dml import __version__
 from dml.compare.bars import Panel, panels
-from dml.compare.cells import Column, columns, number
+from dml.compare.cells import Column, columns, labels_of, number
 from dml.compare.curves import Chart, learning_curves
 from dml.compare.differences import differing, settings
 from dml.compare.logs import RunLogs
@@ -131,13 +131,10 @@ def _section(logs: RunLogs, comparison: Comparison, measure: str, monitor: str) 
 
 
 def _names(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """Loss of each row, and what else tells it from others: the backbone only if there are several."""
-    several = rows["backbone"].nunique() > 1
-    details = [
-        ", ".join(part for part in (backbone if several else "", variant) if part)
-        for backbone, variant in zip(rows["backbone"], rows["variant"], strict=True)
-    ]
-    return list(zip(rows["loss"], details, strict=True))
+    """Loss of each row, and what else tells it from others."""
+    labels = pd.DataFrame(labels_of(rows))
+    details = [", ".join(filter(None, others)) for others in labels.drop(columns="loss").to_numpy()]
+    return list(zip(labels["loss"], details, strict=True))
 
 
 def _finding(rows: pd.DataFrame, names: list[str], measure: str) -> str:
