@@ -9,23 +9,28 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.study import BATCH_SIZES
-from benchmarks.study_results import DATA, batch_sizes, called, compared, with_settings
+from benchmarks.study_results import DATA, HIERARCHICAL, batch_sizes, called, hierarchies_on, losses_on, with_settings
+from dml.compare import Comparison
 
 FIGURES = Path(__file__).parents[1] / "docs" / "study"
 _INK, _ACCENT, _SECOND = "#33475b", "#0072b2", "#d55e00"  # the last two of Okabe and Ito
-_PROXY_OR_PAIR = ("MultiSimilarityLoss", "TripletMarginLoss", "ContrastiveLoss", "NTXentLoss", "Proxy")
+_PROXY_OR_PAIR = ("MultiSimilarityLoss", "TripletMarginLoss", "ContrastiveLoss", "NTXentLoss", "Proxy", "CSLLoss")
 
 
 def figures() -> dict[Path, str]:
     """The figures of what was run, as SVG."""
     drawn: dict[Path, Figure | None] = {FIGURES / "calibration.svg": _calibration_figure()}
     drawn[FIGURES / "batch_size.svg"] = _batch_size_figure()
-    drawn |= {FIGURES / f"losses_{data}.svg": _losses_figure(data) for data in DATA}
+    for data, name in DATA.items():
+        drawn[FIGURES / f"losses_{data}.svg"] = _rows_figure(losses_on(data), "test/AP", f"test AP on {name}")
+    for data in HIERARCHICAL:
+        title = f"test H-AP on {DATA[data]}"
+        drawn[FIGURES / f"hierarchical_{data}.svg"] = _rows_figure(hierarchies_on(data), "test/H-AP", title)
     return {path: _svg(figure) for path, figure in drawn.items() if figure is not None}
 
 
-def _losses_figure(data: str) -> Figure | None:
-    found = compared(f"losses_{data}", best_of_variants=True)
+def _rows_figure(found: Comparison | None, measure: str, title: str) -> Figure | None:
+    """A row for each loss: the mean over seeds, and its interval over classes."""
     if found is None:
         return None
     rows = found.rows[::-1].reset_index(drop=True)
@@ -34,9 +39,9 @@ def _losses_figure(data: str) -> Figure | None:
     for row, of_row in rows.iterrows():
         colour = _SECOND if any(name in of_row["loss"] for name in _PROXY_OR_PAIR) else _ACCENT
         axes.plot([of_row["low"], of_row["high"]], [row, row], color=colour, linewidth=2, alpha=0.5)
-        axes.plot(of_row["test/AP"], row, "o", color=colour, markersize=5)
+        axes.plot(of_row[measure], row, "o", color=colour, markersize=5)
     axes.set_yticks(range(len(rows)), [called(loss) for loss in rows["loss"]])
-    axes.set_xlabel(f"test AP on {DATA[data]}, with 95 % intervals over classes")
+    axes.set_xlabel(f"{title}, with 95 % intervals over classes")
     return _tidied(figure)
 
 

@@ -13,6 +13,7 @@ from dml.compare import Comparison, RunLogs, compare, read_kept
 from dml.compare.kept import is_kept
 
 DATA = {"omniglot": "Omniglot", "grocery": "Grocery Store", "glyphs": "Glyphs"}
+HIERARCHICAL = ("grocery", "glyphs")  # of several levels of classes
 
 
 def logs_of(part: str) -> RunLogs | None:
@@ -30,6 +31,16 @@ def compared(
         return None
     (found,) = compare(logs, measure=measure, monitor=monitor, best_of_variants=best_of_variants)
     return found
+
+
+def losses_on(data: str) -> Comparison | None:
+    """Each loss at the setting that validation chose."""
+    return compared(f"losses_{data}", best_of_variants=True)
+
+
+def hierarchies_on(data: str) -> Comparison | None:
+    """Losses of one level and of several, by hierarchical AP."""
+    return compared(f"hierarchical_{data}", measure="test/H-AP", monitor="val/H-AP")
 
 
 def with_settings(part: str, **settings: Callable[[dict[str, Any]], Any]) -> pd.DataFrame | None:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from benchmarks.study import KEPT
 from benchmarks.study_figures import figures
-from benchmarks.study_results import DATA, batch_sizes, called, compared, with_settings
+from benchmarks.study_results import DATA, HIERARCHICAL, batch_sizes, called, hierarchies_on, losses_on, with_settings
 from dml.compare import read_kept
 from dml.compare.kept import is_kept
 
@@ -54,7 +54,7 @@ def _filled(mark: re.Match[str]) -> str:
 
 def losses(data: str) -> str:
     """Each loss at the setting that validation chose, best first."""
-    found = compared(f"losses_{data}", best_of_variants=True)
+    found = losses_on(data)
     if found is None:
         return _NOT_RUN
     rows = found.rows
@@ -77,7 +77,7 @@ def summary() -> str:
     """Test AP of each loss on each data set, for the README."""
     columns = {}
     for data, name in DATA.items():
-        found = compared(f"losses_{data}", best_of_variants=True)
+        found = losses_on(data)
         if found is not None:
             columns[name] = pd.Series(_means(found.rows, "test/AP"), found.rows["loss"])
     if not columns:
@@ -122,7 +122,7 @@ def batch_size() -> str:
 
 def hierarchical(data: str) -> str:
     """Losses by hierarchical AP."""
-    found = compared(f"hierarchical_{data}", measure="test/H-AP", monitor="val/H-AP")
+    found = hierarchies_on(data)
     if found is None:
         return _NOT_RUN
     rows = found.rows
@@ -160,7 +160,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "batch_size": batch_size,
     "extent": extent,
     **{f"losses_{data}": lambda data=data: losses(data) for data in DATA},
-    **{f"hierarchical_{data}": lambda data=data: hierarchical(data) for data in ("grocery", "glyphs")},
+    **{f"hierarchical_{data}": lambda data=data: hierarchical(data) for data in HIERARCHICAL},
 }
 
 
