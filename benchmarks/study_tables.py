@@ -97,11 +97,21 @@ def calibration() -> str:
 
 def include_self() -> str:
     """AP with and without the query in its own gallery."""
-    runs = with_settings("include_self", kept=lambda config: config["model"]["loss"]["init_args"]["include_self"])
+    runs = with_settings(
+        "include_self",
+        kept=lambda config: config["model"]["loss"]["init_args"]["include_self"],
+        setting=lambda config: _setting(config["model"]["loss"]["init_args"]),
+    )
     if runs is None:
         return _NOT_RUN
     runs["query"] = np.where(runs["kept"], "kept", "left out")
-    return _grouped(runs, ["loss", "query"], {"test AP": "test/AP", "test R@1": "test/R@1"})
+    return _grouped(runs, ["loss", "setting", "query"], {"test AP": "test/AP", "test R@1": "test/R@1"})
+
+
+def _setting(arguments: dict[str, Any]) -> str:
+    """What is tuned of a rank loss."""
+    names = ("num_bins", "temperature", "offset")
+    return ", ".join(f"{name}={arguments[name]:g}" for name in names if arguments.get(name) is not None)
 
 
 def samples_per_class() -> str:
