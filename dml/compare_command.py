@@ -59,9 +59,7 @@ def _parser(parser_class: type[ArgumentParser]) -> ArgumentParser:
         description="Compare runs: a row for each loss, backbone and setting, over seeds; a table for each protocol.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "paths", type=str, nargs="*", help="Folders with runs, at any depth, or with logs kept by --keep."
-    )
+    parser.add_argument("paths", type=str, nargs="*", help="Folders with runs or logs kept by --keep, at any depth.")
     parser.add_argument("--wandb", type=str | None, default=None, help="In place of folders, entity/project of W&B.")
     parser.add_argument("--measure", type=str, default="test/AP", help="What runs are compared by.")
     parser.add_argument("--monitor", type=str, default="val/AP", help="What the best epoch is chosen by.")

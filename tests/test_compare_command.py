@@ -62,6 +62,15 @@ def test_a_page_and_logs_to_keep(runs, tmp_path):
     assert (tmp_path / "again").read_text() == (tmp_path / "table").read_text()
 
 
+def test_folders_of_kept_logs_are_read_by_the_folder_above_them(runs, tmp_path):
+    _run(runs, "--keep", tmp_path / "logs" / "losses", "--out", tmp_path / "table")
+    _run(tmp_path / "logs", "--out", tmp_path / "again")
+    assert (tmp_path / "again").read_text() == (tmp_path / "table").read_text()
+    (tmp_path / "logs" / "losses" / "classes.parquet").unlink()
+    with pytest.raises(ValueError, match=r"holds no run: no folder with config.yaml .*, and none with what --keep"):
+        _run(tmp_path / "logs")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -1,11 +1,10 @@
 """Many runs side by side: what they got, how sure that is, and what it cost."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from dml.compare.folders import read_folders
-from dml.compare.kept import is_kept, keep, read_kept
-from dml.compare.logs import RunLogs, together
+from dml.compare.kept import keep, read_kept
+from dml.compare.logs import RunLogs
 from dml.compare.table import Comparison, compare
 from dml.compare.wandb_runs import read_wandb
 
@@ -13,7 +12,7 @@ __all__ = ["Comparison", "RunLogs", "compare", "keep", "read", "read_folders", "
 
 
 def read(*paths: str | Path, with_retrievals: bool = True) -> RunLogs:
-    """The runs under some folders, each with the folders of runs or with logs that :func:`keep` has written.
+    """The runs under some folders, at any depth: those of their folders, and of logs that :func:`keep` has written.
 
     A data frame for each protocol, and every number of every run::
 
@@ -26,13 +25,8 @@ def read(*paths: str | Path, with_retrievals: bool = True) -> RunLogs:
         with_retrievals: Whether to read the pictures of retrievals, which take the most space.
 
     Raises:
-        ValueError: If there is none, or one is no folder or holds no run.
+        ValueError: If there is none, or one is no folder, holds no run or has damaged logs.
     """
     if not paths:
         raise ValueError("paths is empty; give one or more folders with runs")
-    kept = [path for path in paths if is_kept(path)]
-    others: Sequence[str | Path] = [path for path in paths if path not in kept]
-    parts = [read_kept(path) for path in kept]
-    if others:  # all at once: a test may be in one, and its run in another
-        parts.append(read_folders(others, with_retrievals=with_retrievals))
-    return together(parts)
+    return read_folders(paths, with_retrievals=with_retrievals)  # all at once: a test may be in one, its run in another

@@ -30,7 +30,8 @@ class Column(NamedTuple):
     title: str
     cells: list[Cell]
     kind: str = ""
-    """``main`` for the measure that rows are compared by, ``cost`` for what training has taken."""
+    """``main`` for the measure that rows are compared by, ``validation`` for what chose the epoch, ``cost`` for what
+    training has taken."""
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -39,7 +40,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def chance(p_value: Any, is_told_apart: bool = True) -> str:
-    """A p-value, with stars for those below 0.05, 0.01 and 0.001 if seeds tell the two apart as well."""
+    """A p-value, with stars for those below 0.05, 0.01 and 0.001 if it is of seeds as well."""
     if not _is_known(p_value):
         return _UNKNOWN
     mark = next((mark for limit, mark in _MARKS if p_value < limit and is_told_apart), "")
@@ -72,8 +73,8 @@ def columns(rows: pd.DataFrame, measure: str, monitor: str) -> list[Column]:
         Column("difference", _differences(rows)),
         Column("p", [Cell(chance(*p), _known(p[0])) for p in zip(rows["p_holm"], told_apart(rows), strict=True)]),
         *(_measure(rows, name) for name in others),
-        _plain(rows, "val", monitor, number),
-        _plain(rows, "best_epoch", "best epoch", lambda value: number(value, epoch_digits)),
+        _plain(rows, "val", monitor, number, "validation"),
+        _plain(rows, "best_epoch", "best epoch", lambda value: number(value, epoch_digits), "validation"),
         _plain(rows, "minutes", "minutes", lambda value: number(value, 1), "cost"),
         _plain(rows, "images_per_second", "images/s", lambda value: number(value, 0), "cost"),
         _plain(rows, "peak_memory", "peak GiB", lambda value: number(value / GIB, 2), "cost"),

@@ -24,7 +24,7 @@ def facts(
     *,
     minutes: float,
     num_gallery: int | None = None,
-    tests_last: bool = False,
+    tested_epoch: float | None = None,
 ) -> dict[str, Any]:
     """Of the columns of :attr:`~dml.compare.logs.RunLogs.runs`.
 
@@ -33,11 +33,8 @@ def facts(
         curves: What the run logged.
         minutes: Of training, NaN if not known.
         num_gallery: Items of the test's gallery, None if not known.
-        tests_last: Whether the last epoch was tested, whichever is the best.
+        tested_epoch: Of the weights that were tested, NaN if not known; by default :func:`chosen_epoch`.
     """
-    last = curves.loc[begins(curves, (*TRAINED, "val/")), "epoch"].max()
-    monitor, more_is_better = monitored(config)
-    best = None if monitor is None or tests_last else best_value(curves, monitor, more_is_better)
     return {
         "data": names.data_name(config),
         "loss": names.loss_name(config),
@@ -45,13 +42,25 @@ def facts(
         "seed": names.seed(config),
         "config": json.dumps({key: config[key] for key in CONFIGURED if key in config}),
         "protocol": json.dumps(protocol(config, num_gallery)),
-        "epochs": last + 1,
-        "best_epoch": last if best is None else best[0],
+        "epochs": last_epoch(curves) + 1,
+        "best_epoch": chosen_epoch(config, curves) if tested_epoch is None else tested_epoch,
         "minutes": minutes,
         "images_per_second": _values(curves, "epoch/images_per_second").mean(),
         "peak_memory": _values(curves, "epoch/peak_memory_gib").max() * GIB,
         "finished": bool(begins(curves, "test/").any()),
     }
+
+
+def last_epoch(curves: pd.DataFrame) -> float:
+    """Of training; NaN if there was none."""
+    return float(curves.loc[begins(curves, (*TRAINED, "val/")), "epoch"].astype(np.float64).max())
+
+
+def chosen_epoch(config: Mapping[str, Any], curves: pd.DataFrame) -> float:
+    """The best by the metric that checkpoints are chosen by; the last if there is none, or it was never logged."""
+    monitor, more_is_better = monitored(config)
+    best = None if monitor is None else best_value(curves, monitor, more_is_better)
+    return last_epoch(curves) if best is None else float(best[0])
 
 
 def best_value(curves: pd.DataFrame, metric: str, more_is_better: bool = True) -> tuple[int, float] | None:

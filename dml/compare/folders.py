@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from dml.compare.facts import TRAINED, begins, curves_of, facts, minutes_of, runs_frame
-from dml.compare.logs import CLASSES, CURVES, RETRIEVALS, RunLogs, empty, joined
+from dml.compare.facts import begins, curves_of, facts, minutes_of, runs_frame
+from dml.compare.kept import is_kept, read_kept
+from dml.compare.logs import CLASSES, CURVES, RETRIEVALS, RunLogs, empty, joined, only, together
+from dml.compare.pairs import Folder, Pair, pairs
 from dml.compare.per_query import read_classes
-from dml.compare.protocol import protocol
+from dml.compare.protocol import OTHER_CHECKPOINT
+from dml.compare.variants import listed
 
 _KEYS = ("epoch", "step", "fit_minutes")
 _NO_CLASSES = empty(CLASSES)
@@ -23,95 +26,59 @@ _NO_CLASSES = empty(CLASSES)
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Folder(NamedTuple):
-    """What is in the folder of a run."""
-
-    name: str
-    path: Path
-    config: dict[str, Any]
-    curves: pd.DataFrame
-    minutes: float
-    classes: pd.DataFrame
-    num_gallery: int | None
-    started: float
-
-    @property
-    def is_fit(self) -> bool:
-        return bool(begins(self.curves, TRAINED).any())
-
-    @property
-    def is_tested(self) -> bool:
-        return bool(begins(self.curves, "test/").any())
-
-    def of_test(self) -> pd.DataFrame:
-        return self.curves[begins(self.curves, "test/")]
-
-
 def read_folders(paths: Sequence[str | Path], *, with_retrievals: bool = True) -> RunLogs:
-    """All runs under some folders, at any depth, the first that was started first.
+    """All runs under some folders, at any depth, the first that was started first; those of kept logs before others.
 
     The folder of a run holds ``config.yaml`` and ``metrics.csv``, and of a test ``per_query/test.parquet``. What
-    ``dml test`` measured of a checkpoint belongs to the run that made the checkpoint, if that is among these and has
-    not been tested in the same way itself; tested in another way, it is another run, with the training of the first.
+    ``dml test`` measured of the checkpoint that validation chose belongs to the run that made it, if that is among
+    these and has not been tested in the same way itself. Tested in another way, or at another checkpoint, it is another
+    run, with the training of the first; its configuration then says which checkpoint, as ``model.other_checkpoint``.
+    Of a run that is among logs that :func:`~dml.compare.keep` has written, too, its folder counts.
 
     Args:
         paths: Of the folders.
         with_retrievals: Whether to read the pictures of retrievals, which take the most space.
 
     Raises:
-        ValueError: If a path is no folder, or holds no run.
+        ValueError: If a path is no folder, or holds neither runs nor kept logs, or kept logs are damaged.
     """
     notes: list[str] = []
-    found = [folder for path in paths for folder in _under(path, notes)]
-    found.sort(key=lambda folder: folder.started)
-    folders = list({folder.path.resolve(): folder for folder in found}.values())
-    fits = {folder.path.resolve(): folder for folder in folders if folder.is_fit}
-    tests: dict[Path, list[_Folder]] = {path: [] for path in fits}
-    taken = [(folder, folder) for folder in fits.values()]
-    for folder in folders:
-        if folder.is_fit or not folder.is_tested:
-            continue
-        checkpoint = Path(str(folder.config.get("ckpt_path")))
-        run = fits.get(checkpoint.parent.parent.resolve())
-        if run is None:
-            notes.append(f"{folder.name} is a test of {checkpoint}, whose run is not among these: without validation")
-            taken.append((folder, folder))
-        else:
-            tests[run.path.resolve()].append(folder)
-    for path, folders_of_run in tests.items():
-        taken = _attached(taken, fits[path], folders_of_run, notes)
-    return _logs(sorted(taken, key=lambda pair: pair[0].started), notes, with_retrievals)
+    metrics: dict[Path, tuple[Path, list[str]]] = {}
+    kept: dict[Path, Path] = {}
+    for path in paths:
+        of_path, kept_there = _under(path)
+        metrics |= {folder.resolve(): (folder, files) for folder, files in of_path.items()}
+        kept |= {folder.resolve(): folder for folder in kept_there}
+    read = [_read_or_note(folder, files, notes) for folder, files in metrics.values()]
+    folders = sorted((folder for folder in read if folder is not None), key=lambda folder: folder.started)
+    logs = _logs(pairs(folders, notes), notes, with_retrievals)
+    return together([*(_but_runs(read_kept(folder), logs, folder) for folder in kept.values()), logs])
 
 
-def _attached(
-    taken: list[tuple[_Folder, _Folder]], run: _Folder, tests: list[_Folder], notes: list[str]
-) -> list[tuple[_Folder, _Folder]]:
-    """Pairs of a run and the folder with its test, once the tests of a run by ``dml test`` are among them."""
-    ways = {_way(run): run} if run.is_tested else {}
-    for test in reversed(tests):  # of equal ones, the latest
-        if _way(test) in ways:
-            notes.append(f"{test.name} repeats the test of {run.name} in {ways[_way(test)].name}, and is left out")
-        else:
-            ways[_way(test)] = test
-    if not run.is_tested and _way(run) in ways:
-        taken = [(run, ways[_way(run)]) if pair[0] is run else pair for pair in taken]
-    others = [test for way, test in ways.items() if way != _way(run)]
-    return [*taken, *((run, test) for test in others)]
+def _but_runs(kept: RunLogs, logs: RunLogs, folder: Path) -> RunLogs:
+    """Kept logs without runs whose folders were read: they may have gone on since."""
+    both = kept.runs.index[kept.runs.index.isin(logs.runs.index)]
+    if both.empty:
+        return kept
+    note = f"what {folder} keeps is left out where there is a folder of that name: {listed(both)}"
+    return only(kept, list(kept.runs.index.difference(both, sort=False)))._replace(notes=(note,))
 
 
-def _way(folder: _Folder) -> str:
-    return str(protocol(folder.config))
-
-
-def _logs(pairs: list[tuple[_Folder, _Folder]], notes: list[str], with_retrievals: bool) -> RunLogs:
+def _logs(found: Sequence[Pair], notes: list[str], with_retrievals: bool) -> RunLogs:
     rows: dict[str, dict[str, Any]] = {}
     curves, classes, retrievals = [], [], []
-    for run, test in pairs:
-        name = run.name if run is test or _way(run) == _way(test) else test.name
+    for pair in found:
+        run, test, name = pair.run, pair.test, pair.name
         logged = run.curves if run is test else pd.concat([_but_tests(run.curves), test.of_test()])
         config = run.config if run is test else {**run.config, **_tested_as(test.config, run.config)}
-        last = Path(str(test.config.get("ckpt_path"))).stem == "last" and run is not test
-        rows[name] = facts(config, logged, minutes=run.minutes, num_gallery=test.num_gallery, tests_last=last)
+        if pair.checkpoint is not None:
+            config = {**config, "model": {**config["model"], OTHER_CHECKPOINT: pair.checkpoint}}
+        rows[name] = facts(
+            config, logged, minutes=run.minutes, num_gallery=test.num_gallery, tested_epoch=pair.tested_epoch
+        )
+        if pair.checkpoint is not None and pair.tested_epoch != run.chosen_epoch:
+            # Validated, too, were those weights at that epoch only.
+            logged = logged[~begins(logged, "val/") | (logged["epoch"] == pair.tested_epoch)]
         curves.append(logged.assign(run=name))
         classes.append(test.classes.assign(run=name))
         pictures = test.path / "retrievals" / "test.parquet"
@@ -135,25 +102,36 @@ def _tested_as(tested: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any
     return {**tested, **seed, "model": {**tested["model"], "embedder": embedder}}
 
 
-def _under(path: str | Path, notes: list[str]) -> Iterator[_Folder]:
-    """The runs under a folder."""
+def _under(path: str | Path) -> tuple[dict[Path, list[str]], list[Path]]:
+    """Files of metrics of each run under a folder, and the folders with kept logs."""
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise ValueError(f"paths has {str(path)!r}, which is no folder; it must hold folders of runs")
-    found = False
-    for where, folders, files in os.walk(root):
+        raise ValueError(f"paths has {str(path)!r}, which is no folder; it must hold folders of runs, or kept logs")
+    runs: dict[Path, list[str]] = {}
+    kept = []
+    for name, folders, files in os.walk(root):
         folders.sort()
+        where = Path(name)
+        if is_kept(where):
+            kept.append(where)
         logged = [file for file in files if re.fullmatch(r"metrics(\.\d+)?\.csv", file)]
-        if "config.yaml" not in files or not logged:
-            continue
-        folders.clear()  # of its own: checkpoints and pictures
-        found = True
-        try:
-            yield _read(Path(where), sorted(logged, key=_part), notes)
-        except ValueError as error:
-            notes.append(f"{where} is left out: {error}")
-    if not found:
-        raise ValueError(f"paths has {str(path)!r}, which holds no run: no folder with config.yaml and metrics.csv")
+        if "config.yaml" in files and logged:
+            folders.clear()  # of its own: checkpoints and pictures
+            runs[where] = sorted(logged, key=_part)
+    if not runs and not kept:
+        raise ValueError(
+            f"paths has {str(path)!r}, which holds no run: no folder with config.yaml and metrics.csv, and none with "
+            "what --keep writes"
+        )
+    return runs, kept
+
+
+def _read_or_note(folder: Path, files: list[str], notes: list[str]) -> Folder | None:
+    try:
+        return _read(folder, files, notes)
+    except ValueError as error:
+        notes.append(f"{folder} is left out: {error}")
+        return None
 
 
 def _part(name: str) -> float:
@@ -162,7 +140,7 @@ def _part(name: str) -> float:
     return float(number[0]) if number else np.inf
 
 
-def _read(folder: Path, files: list[str], notes: list[str]) -> _Folder:
+def _read(folder: Path, files: list[str], notes: list[str]) -> Folder:
     """A run.
 
     Raises:
@@ -178,7 +156,7 @@ def _read(folder: Path, files: list[str], notes: list[str]) -> _Folder:
             classes, attributes = read_classes(name, per_query)
         except ValueError as error:
             notes.append(str(error))
-    return _Folder(
+    return Folder(
         name,
         folder,
         config,

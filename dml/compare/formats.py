@@ -14,6 +14,7 @@ from dml.compare.cells import Cell, Column, columns, labels_of
 from dml.compare.table import Comparison
 
 _KEYS = 4  # seeds, the measure, its difference and its p-value are never left out
+_KEPT_LONGEST = ("validation", "", "cost")  # kinds of columns; the empty one is of other measures
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -26,11 +27,11 @@ _LATEX |= {"<": "$<$", ">": "$>$"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
 
 
 def print_tables(comparisons: Sequence[Comparison], measure: str, monitor: str, console: Console) -> None:
-    """Tables with their notes, without the columns that the console has no room for: costs go last."""
+    """Tables with their notes, without the columns that the console has no room for: costs go first."""
     for comparison in comparisons:
         labels, found = labels_of(comparison.rows), columns(comparison.rows, measure, monitor)
         shown = list(found)
-        droppable = [*(c for c in found[_KEYS:] if c.kind == "cost"), *(c for c in found[_KEYS:] if c.kind != "cost")]
+        droppable = sorted(found[_KEYS:], key=lambda column: _KEPT_LONGEST.index(column.kind))
         while not _fits(table := _table(comparison.name, labels, shown), console) and droppable:
             shown.remove(droppable.pop())
         if not _fits(table, console):

@@ -50,7 +50,7 @@ class RunLogs(NamedTuple):
     """A row for each run, the first that was started first; the index is its folder or ``entity/project/id``.
 
     ``config`` is the configuration and ``protocol`` what test values depend on besides the model, both as JSON;
-    ``best_epoch`` is that of the highest validation value, null if there is none; ``peak_memory`` is in bytes, and
+    ``best_epoch`` is that of the weights that were tested, null if it is not known; ``peak_memory`` is in bytes, and
     ``finished`` says whether the run has been tested.
     """
 

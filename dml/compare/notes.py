@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from dml.compare.significance import ClassSums
-from dml.compare.variants import Variant, listed
+from dml.compare.variants import Variant, listed, settings_apart, validated_as
 
 
 def gaps(found: Sequence[Variant], sums: Sequence[ClassSums | None]) -> list[str]:
@@ -28,10 +28,22 @@ def gaps(found: Sequence[Variant], sums: Sequence[ClassSums | None]) -> list[str
 
 def single_seeds(found: Sequence[Variant], rows: pd.DataFrame) -> list[str]:
     """Of rows whose difference from the first is known on other classes, and not with other seeds."""
-    without = rows["p_value"].notna() & rows["difference_error"].isna()
+    without = rows["p_classes"].notna() & rows["p_seeds"].isna()
     names = [variant.name for variant, is_alone in zip(found, without, strict=True) if is_alone]
     whose = found[0].name if len(found[0].runs) == 1 else listed(names)
     return [f"one seed of {whose}: p is of the test classes only, and has no star"] if names else []
+
+
+def validated_apart(groups: Sequence[Sequence[Variant]], monitor: str) -> list[str]:
+    """Of rows whose validation values are not of one scale, from :func:`~dml.compare.variants.by_validation`."""
+    if len(groups) < 2:
+        return []
+    texts = settings_apart([validated_as(group[0]) for group in groups])
+    return [
+        f"{monitor} is not of one validation and only compared where it is the same: {text}: "
+        f"{listed([variant.name for variant in group])}"
+        for group, text in zip(groups, texts, strict=True)
+    ]
 
 
 def copies(runs: pd.DataFrame) -> list[str]:

@@ -4,6 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+OTHER_CHECKPOINT = "other_checkpoint"
+"""In the model of a configuration: which checkpoint of a run was tested, if not the one that validation chose."""
+
 # Data sets that are whatever lies in their folder.
 _OF_A_FOLDER = ("ImageFolderDataset", "DataFrameDataset", "PackedDataset")
 _SEARCH: dict[str, Any] = {

@@ -147,7 +147,7 @@ def _finding(rows: pd.DataFrame, names: list[str], measure: str) -> str:
     differs = tested[told_apart(tested)]["difference"]
     if len(tested):
         lower, higher, rest = (differs < 0).sum(), (differs > 0).sum(), len(tested) - len(differs)
-        counts = f"{lower} lower and {higher} higher at p < {SIGNIFICANT} and beyond the spread of seeds"
+        counts = f"{lower} lower and {higher} higher at p < {SIGNIFICANT}, of classes and of seeds"
         counts += f", {rest} that cannot be told apart"
         sentences.append(f"Tested against {names[0]}: {counts}.")
     return " ".join(sentences)

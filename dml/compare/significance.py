@@ -1,4 +1,4 @@
-"""What the classes of a test say of means over seeds: intervals, and differences that are not chance."""
+"""What classes and seeds say of means: intervals, and differences that are not chance."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,14 +6,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import stats
 
 from dml.metrics.uncertainty import Interval, bootstrap_classes, flip_classes
 
 SIGNIFICANT = 0.05
-"""A p-value below is of a difference that the classes of the test confirm."""
+"""A p-value below is of a difference that is not chance."""
 
 _Floats = npt.NDArray[np.float64]
-_ERRORS = 2  # beyond so many standard errors, seeds confirm a difference
 
 
 class ClassSums(NamedTuple):
@@ -48,7 +48,7 @@ def interval(of_row: ClassSums | None, confidence: float) -> Interval | None:
     return bootstrap_classes(of_row.sums, of_row.counts, confidence=confidence)
 
 
-def p_values(rows: Sequence[ClassSums | None]) -> _Floats:
+def p_over_classes(rows: Sequence[ClassSums | None]) -> _Floats:
     """Of no difference from the first row, by flipping the signs of classes; NaN where the queries are not the same.
 
     There are so many flips that the smallest p-value stays below 0.001 when it is multiplied by the number of rows.
@@ -66,13 +66,36 @@ def p_values(rows: Sequence[ClassSums | None]) -> _Floats:
     return found
 
 
+def p_over_seeds(difference: pd.Series, variance: pd.Series, seeds: pd.Series) -> _Floats:
+    """Of no difference from the first row, by Welch's test, which asks for no common spread; NaN with a single seed.
+
+    Args:
+        difference: Of the mean of each row from that of the first.
+        variance: Of the mean of each row: that of its seeds by their number.
+        seeds: Of each row.
+    """
+    error, freedom = variance + variance.iloc[0], variance**2 / (seeds - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = 2 * stats.t.sf(difference.abs() / np.sqrt(error), error**2 / (freedom + freedom.iloc[0]))
+    # Runs that all have one value, as those of a loss that does not train.
+    return np.where(error == 0, np.where(difference == 0, 1.0, 0.0), found)
+
+
+def p_over_both(classes: _Floats, seeds: _Floats) -> _Floats:
+    """Of no difference on other classes or none with other seeds: the larger, then for as many tests as there are.
+
+    Where it is not known of seeds, that of classes.
+    """
+    return holm(np.where(np.isnan(classes), np.nan, np.fmax(classes, seeds)))
+
+
 def told_apart(rows: pd.DataFrame) -> pd.Series:
     """Which rows differ from the first by more than other classes and other seeds would explain.
 
     Args:
         rows: See :func:`dml.compare.table.compare`.
     """
-    return (rows["p_holm"] < SIGNIFICANT) & (rows["difference"].abs() > _ERRORS * rows["difference_error"])
+    return (rows["p_holm"] < SIGNIFICANT) & rows["p_seeds"].notna()
 
 
 def holm(p_values: _Floats) -> _Floats:

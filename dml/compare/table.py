@@ -8,9 +8,10 @@ import pandas as pd
 from dml.compare import notes, significance
 from dml.compare.facts import best_value
 from dml.compare.logs import RunLogs
+from dml.compare.protocol import OTHER_CHECKPOINT
 from dml.compare.significance import ClassSums
 from dml.compare.splits import split
-from dml.compare.variants import Variant, best_by_validation, listed, variants
+from dml.compare.variants import Variant, best_by_validation, by_validation, listed, variants
 
 _NO_MEASURES = ("_low", "_high", "/unanswerable")
 _COSTS = ("minutes", "images_per_second", "peak_memory")
@@ -50,10 +51,10 @@ def compare(
     - each test measure by its name, ``test/AP``: the mean over seeds, and ``test/AP_std``, their standard deviation;
     - of ``measure``, ``low`` and ``high``: the interval of :func:`~dml.metrics.uncertainty.bootstrap` over classes, of
       the values of queries averaged over seeds; ``difference`` from the first row; ``difference_error``, its
-      standard error over seeds, NaN if one of the two has a single seed; ``p_value`` as that of
-      :func:`~dml.metrics.uncertainty.paired_test` of such averages, and ``p_holm``, which allows for how many rows are
-      tested. Interval and p-values say how far the test classes carry and nothing of other seeds, so a difference has a
-      star only if ``p_holm`` is below 0.05 and it is more than twice its ``difference_error``;
+      standard error over seeds, NaN if one of the two has a single seed; ``p_classes`` as that of
+      :func:`~dml.metrics.uncertainty.paired_test` of such averages; ``p_seeds`` of Welch's test over seeds, NaN where
+      the error is; and ``p_holm``, of the larger of the two, which allows for how many rows are tested. A difference
+      has a star if ``p_holm`` is below 0.05, and none with a single seed, where it is of the classes alone;
     - ``val``, the best value of ``monitor``, and ``best_epoch``, where it was: means over seeds;
     - ``minutes``, ``images_per_second`` and ``peak_memory`` (bytes), means over seeds.
 
@@ -94,7 +95,7 @@ def compare(
 def _check(logs: RunLogs, values: pd.DataFrame, measure: str, monitor: str, first: str | None) -> None:
     if values.empty:
         raise ValueError(
-            f"logs are of {len(logs.runs)} runs, none of which has been tested; dml test makes test values"
+            f"no run of {len(logs.runs)} has been tested; dml test, or dml fit --test true, makes test values"
         )
     if measure not in values:
         raise ValueError(f"measure is {measure!r}; the runs have {values.columns.tolist()}")
@@ -149,18 +150,27 @@ def _ordered(
 ) -> tuple[list[Variant], list[str]]:
     """The one that others are tested against and then the best first, and notes of how the former was chosen."""
     ordered = sorted(found, key=lambda variant: -float(values[variant.runs.index].mean()))
-    validated = [variant for variant in ordered if variant.runs["val"].notna().any()]
-    reference = next((variant for variant in ordered if variant.loss == first), None)
-    told = [] if reference or first is None else [f"no run of {first} is here"]
-    if reference is None and validated:
+    wanted = [variant for variant in ordered if variant.loss == first]
+    notes_of_order = [] if wanted or first is None else [f"no run of {first} is here"]
+    groups = by_validation([variant for variant in wanted or ordered if variant.runs["val"].notna().any()])
+    if groups:
         # The best on the test would make p-values too small: it is first because it was lucky, too.
         sign = 1 if _more_is_better(monitor) else -1
-        reference = max(validated, key=lambda variant: sign * float(variant.runs["val"].mean()))
-        told.append(f"first row: best on validation, by {monitor}")
-    elif reference is None:
-        reference = ordered[0]
-        told.append("first row: best on the test, as no run has validated, so p-values are too small")
-    return [reference, *(variant for variant in ordered if variant is not reference)], told if found[1:] else []
+        reference = max(
+            groups[0],  # of a run tested at two checkpoints of one epoch, that which it saved itself
+            key=lambda one: (sign * float(one.runs["val"].mean()), f"model.{OTHER_CHECKPOINT}" not in one.settings),
+        )
+        whose = f" of {first}" if wanted else ""
+        if not wanted or wanted[1:]:
+            notes_of_order.append(f"first row: best on validation{whose}, by {monitor}")
+    else:
+        reference = (wanted or ordered)[0]
+        if not wanted or wanted[1:]:
+            notes_of_order.append("first row: best on the test, as no run has validated, so p-values are too small")
+    notes_of_order += notes.validated_apart(by_validation(ordered), monitor)
+    return [reference, *(variant for variant in ordered if variant is not reference)], (
+        notes_of_order if found[1:] else []
+    )
 
 
 def _rows(
@@ -212,13 +222,16 @@ def _training(variant: Variant) -> dict[str, float]:
 
 def _with_tests(rows: pd.DataFrame, sums: list[ClassSums | None], measure: str) -> pd.DataFrame:
     """With the columns that compare a row with the first, which has none of its own."""
-    p_values = significance.p_values(sums)
+    difference = (rows[measure] - rows[measure].iloc[0]).mask(rows.index == 0)
     variance = rows[f"{measure}_std"] ** 2 / rows["seeds"]
+    classes = significance.p_over_classes(sums)
+    seeds = significance.p_over_seeds(difference, variance, rows["seeds"])
     new = {
-        "difference": (rows[measure] - rows[measure].iloc[0]).mask(rows.index == 0),
+        "difference": difference,
         "difference_error": np.sqrt(variance + variance.iloc[0]).mask(rows.index == 0),
-        "p_value": p_values,
-        "p_holm": significance.holm(p_values),
+        "p_classes": classes,
+        "p_seeds": seeds,
+        "p_holm": significance.p_over_both(classes, seeds),
     }
     place = rows.columns.to_list().index("high") + 1
     for offset, (name, column) in enumerate(new.items()):

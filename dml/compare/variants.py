@@ -13,6 +13,14 @@ from dml.compare.protocol import hyperparameters
 _LONGEST = 4
 """Settings that are named in a text; of more there is only the number of the rest."""
 
+_VALIDATED_AS = (
+    "data.val_split",
+    "data.val_classes",
+    "data.val_seed",
+    "trainer.limit_val_batches",
+    "trainer.overfit_batches",
+)
+
 _CLASS = re.compile(r"([A-Za-z_]\w*\.)+(?P<name>[A-Z]\w*)")
 
 
@@ -53,27 +61,42 @@ def variants(runs: pd.DataFrame) -> tuple[list[Variant], list[str]]:
     return found, notes
 
 
+def validated_as(variant: Variant) -> dict[str, Any]:
+    """What validation values depend on besides the model, where the test is the same."""
+    return {name: variant.settings[name] for name in _VALIDATED_AS if name in variant.settings}
+
+
+def by_validation(found: Sequence[Variant]) -> list[list[Variant]]:
+    """Those whose validation values are of one scale together, the most first."""
+    groups: dict[str, list[Variant]] = {}
+    for variant in found:
+        groups.setdefault(json.dumps(validated_as(variant), sort_keys=True), []).append(variant)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
 def best_by_validation(found: Sequence[Variant], more_is_better: bool = True) -> tuple[list[Variant], list[str]]:
     """Of each loss and backbone the variant with the best ``val``, and notes of what it was chosen from.
 
-    Means are over the seeds that all variants have, or over all if there is none: a setting that was tried with one
-    seed and then repeated with others is not compared by other seeds than those that were tried.
+    Values of different validations are not of one scale, so one is chosen for each way to validate. Means are over the
+    seeds that all variants have, or over all if there is none: a setting that was tried with one seed and then repeated
+    with others is not compared by other seeds than those that were tried.
     """
     groups: dict[tuple[str, str], list[Variant]] = {}
     for variant in found:
         groups.setdefault((variant.loss, variant.backbone), []).append(variant)
     chosen, notes = [], []
-    for (loss, _), group in groups.items():
-        shared = set.intersection(*(set(variant.runs["seed"]) for variant in group))
-        values = [_validated(variant.runs, shared) for variant in group]
-        if np.isnan(values).all():
-            raise ValueError(
-                f"best_of_variants is set, but no run of {loss} has validated: there is nothing to choose by"
-            )
-        best = group[int(np.nanargmax(values) if more_is_better else np.nanargmin(values))]
-        chosen.append(best)
-        if len(group) > 1:
-            notes.append(f"of {len(group)} variants of {loss}, validation chose {best.text}")
+    for (loss, _), variants_of_loss in groups.items():
+        for group in by_validation(variants_of_loss):
+            shared = set.intersection(*(set(variant.runs["seed"]) for variant in group))
+            values = [_validated(variant.runs, shared) for variant in group]
+            if np.isnan(values).all():
+                raise ValueError(
+                    f"best_of_variants is set, but no run of {loss} has validated: there is nothing to choose by"
+                )
+            best = group[int(np.nanargmax(values) if more_is_better else np.nanargmin(values))]
+            chosen.append(best)
+            if len(group) > 1:
+                notes.append(f"of {len(group)} variants of {loss}, validation chose {best.text}")
     return chosen, notes
 
 

@@ -111,7 +111,12 @@ def _rows(logs):
         row |= {"low": mean - 0.02, "high": mean + 0.02, "difference": difference}
         row["difference_error"] = row["test/AP_std"] * (2 / len(runs)) ** 0.5 if rows else np.nan
         p_value = 0.04 / (1 + len(rows)) if rows else np.nan
-        row |= {"p_value": p_value, "p_holm": p_value, "val": values[values["metric"] == "val/AP"]["value"].max()}
+        row |= {
+            "p_classes": p_value,
+            "p_seeds": p_value,
+            "p_holm": p_value,
+            "val": values[values["metric"] == "val/AP"]["value"].max(),
+        }
         rows.append(row | {"best_epoch": runs["best_epoch"].mean()} | _costs(runs))
     return pd.DataFrame(rows)
 

@@ -22,7 +22,7 @@ def test_stars_are_for_less_than_their_limit(p_value, shown):
 
 def test_stars_are_for_what_seeds_confirm_too():
     _, comparison = drawn(4, 2)
-    rows = comparison.rows.assign(difference=-0.1, difference_error=[np.nan, 0.049, 0.051, np.nan])
+    rows = comparison.rows.assign(p_seeds=[np.nan, 0.01, np.nan, np.nan])
     (found,) = (column.cells for column in columns(rows, "test/AP", "val/AP") if column.title == "p")
     assert [cell.text for cell in found] == ["\N{EN DASH}", "0.020 *", "0.013", "0.010"]
 

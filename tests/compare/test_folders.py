@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dml.compare import read, read_folders
+from dml.compare import keep, read, read_folders
 from tests.compare.made import config, make_run, write_per_query
 
 
@@ -93,57 +93,6 @@ def test_a_folder_that_is_given_twice_is_read_once(tmp_path):
     assert not logs.curves.duplicated().any()
 
 
-def _test_of(run, folder, name="best", **settings):
-    return make_run(
-        folder, {**config(**settings), "ckpt_path": str(run / "checkpoints" / f"{name}.ckpt")}, val=(), started=100
-    )
-
-
-def test_a_test_belongs_to_the_run_that_made_the_checkpoint(tmp_path):
-    run = make_run(tmp_path / "a", config(seed=1), is_tested=False)
-    _test_of(run, tmp_path / "tests" / "version_0", seed=1)
-    logs = read_folders([tmp_path])
-    assert logs.runs.index.tolist() == [str(run)]
-    assert logs.runs["finished"].all()
-    assert logs.runs["minutes"].isna().all()  # it was not finished when it was tested
-    assert set(logs.classes["run"]) == {str(run)}
-    assert logs.curves["metric"].isin(["val/AP", "test/AP"]).any()
-
-
-def test_a_test_of_another_protocol_is_another_run_with_the_same_training(tmp_path):
-    run = make_run(tmp_path / "a")
-    test = _test_of(run, tmp_path / "tests", ties="optimistic")
-    logs = read_folders([tmp_path])
-    assert logs.runs.index.tolist() == [str(run), str(test)]
-    assert logs.runs["minutes"].tolist() == [1.5, 1.5]
-    assert logs.runs["protocol"].nunique() == 2
-    of_test = logs.curves[logs.curves["run"] == str(test)]
-    assert of_test[of_test["metric"] == "val/AP"]["value"].tolist() == [0.2, 0.4, 0.5, 0.3]
-    assert (of_test["metric"] == "test/AP").sum() == 1
-
-
-def test_a_test_that_repeats_that_of_the_run_is_left_out_with_a_note(tmp_path):
-    run = make_run(tmp_path / "a")
-    test = _test_of(run, tmp_path / "tests")
-    logs = read_folders([tmp_path])
-    assert logs.runs.index.tolist() == [str(run)]
-    assert logs.notes == (f"{test} repeats the test of {run} in {run}, and is left out",)
-
-
-def test_the_last_epoch_is_tested_by_its_checkpoint(tmp_path):
-    run = make_run(tmp_path / "a", is_tested=False)
-    _test_of(run, tmp_path / "tests", name="last")
-    assert read_folders([tmp_path]).runs["best_epoch"].tolist() == [3]
-
-
-def test_a_test_without_its_run(tmp_path):
-    run = make_run(tmp_path / "a", is_tested=False)
-    test = _test_of(run, tmp_path / "tests")
-    logs = read_folders([tmp_path / "tests"])
-    assert logs.runs.index.tolist() == [str(test)]
-    assert "whose run is not among these" in logs.notes[0]
-
-
 @pytest.mark.parametrize("text", ["model: [", "just words", "trainer: {}\nmodel: {}\ndata: {}\n", "\tno"])
 def test_a_folder_with_another_configuration_is_left_out_with_a_note(tmp_path, text):
     make_run(tmp_path / "good")
@@ -182,6 +131,28 @@ def test_the_size_of_the_gallery_is_part_of_the_protocol(tmp_path):
     folder = make_run(tmp_path / "a")
     write_per_query(folder, np.linspace(0, 1, 40), num_gallery=5000)
     assert '"num_gallery": 5000' in read_folders([tmp_path]).runs["protocol"].iloc[0]
+
+
+def test_kept_logs_are_found_at_any_depth_and_beside_runs(tmp_path):
+    old, new = make_run(tmp_path / "old" / "a", config("ALoss")), make_run(tmp_path / "all" / "b", config("BLoss"))
+    keep(read_folders([old.parent]), tmp_path / "all" / "deep" / "down")
+    keep(read_folders([old.parent]), tmp_path / "other")
+    assert read_folders([tmp_path / "all" / "deep"]).runs.index.tolist() == [str(old)]
+    logs = read_folders([tmp_path / "all"])
+    assert logs.runs.index.tolist() == [str(old), str(new)]
+    assert set(logs.classes["run"]) == {str(old), str(new)}
+    keep(read_folders([old.parent]), tmp_path / "all")  # a folder with both
+    assert read_folders([tmp_path / "all"]).runs.index.tolist() == [str(old), str(new)]
+    assert logs.notes == ()
+
+
+def test_a_run_counts_and_not_what_was_kept_of_it(tmp_path):
+    run = make_run(tmp_path / "a", is_tested=False)
+    keep(read_folders([tmp_path]), tmp_path / "kept")
+    make_run(tmp_path / "a")
+    logs = read_folders([tmp_path])
+    assert logs.runs["finished"].tolist() == [True]
+    assert logs.notes == (f"what {tmp_path / 'kept'} keeps is left out where there is a folder of that name: {run}",)
 
 
 @pytest.mark.parametrize("what", ["a file", "nothing", "an empty folder"])

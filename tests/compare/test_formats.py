@@ -30,7 +30,8 @@ def _comparison(losses=("SmoothAPLoss", "TripletMarginLoss with TripletMarginMin
             "high": np.where(number == 1, np.nan, 0.679),
             "difference": np.where(number == 0, np.nan, -0.1 * number),
             "difference_error": np.where(number == 0, np.nan, 0.004),
-            "p_value": np.where(number == 0, np.nan, 0.002),
+            "p_classes": np.where(number == 0, np.nan, 0.002),
+            "p_seeds": np.where(number == 0, np.nan, 0.002),
             "p_holm": np.where(number == 0, np.nan, 0.004),
             "val": 0.7,
             "best_epoch": 7.5,
@@ -61,12 +62,12 @@ def test_a_narrow_terminal_keeps_the_key_columns_whole():
     assert "images/s" in text.splitlines()[-1]
 
 
-def test_costs_are_left_out_last():
-    text = _printed([_comparison()], 100)
-    table, _, left_out = text.partition("not shown")
-    assert "minutes" in table
-    assert "test/R@1" in left_out
-    assert "minutes" not in left_out
+def test_costs_are_left_out_first_and_validation_last():
+    for width, shown, hidden in ((110, "test/R@1", "minutes"), (100, "best", "test/R@1")):
+        table, _, left_out = _printed([_comparison()], width).partition("not shown")
+        assert shown in table
+        assert shown not in left_out
+        assert hidden in left_out
 
 
 def test_a_wide_terminal_shows_everything():

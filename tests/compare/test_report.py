@@ -60,15 +60,15 @@ def test_the_best_of_a_column_is_bold(tmp_path):
 def test_the_finding_counts_what_is_significant(tmp_path):
     logs, comparison = drawn(4, 2)
     rows = comparison.rows.assign(p_holm=[np.nan, 0.01, 0.2, 0.04], difference=[np.nan, -0.1, -0.05, 0.02])
-    rows["difference_error"] = 0.009
+    rows["p_seeds"] = 0.01
     document = written(tmp_path, logs, comparison._replace(rows=rows))
     (finding,) = document.find("p", class_="finding")
     assert finding.text() == (
         f"SmoothAPLoss has the highest test/AP, {rows['test/AP'][0]:.3f}. "
-        "Tested against SmoothAPLoss: 1 lower and 1 higher at p < 0.05 and beyond the spread of seeds, "
+        "Tested against SmoothAPLoss: 1 lower and 1 higher at p < 0.05, of classes and of seeds, "
         "1 that cannot be told apart."
     )
-    rows["difference_error"] = [np.nan, 0.1, 0.1, np.nan]
+    rows["p_seeds"] = np.nan
     document = written(tmp_path, logs, comparison._replace(rows=rows))
     assert "0 lower and 0 higher" in document.find("p", class_="finding")[0].text()
 
@@ -174,7 +174,18 @@ def test_sixty_runs_are_less_than_a_megabyte(tmp_path):
 
 def test_runs_that_have_little_to_tell(tmp_path):
     logs, comparison = drawn(3, 1, with_retrievals=False)
-    unknown = ["low", "high", "p_value", "p_holm", "difference", "val", "best_epoch", "minutes", "images_per_second"]
+    unknown = [
+        "low",
+        "high",
+        "p_classes",
+        "p_seeds",
+        "p_holm",
+        "difference",
+        "val",
+        "best_epoch",
+        "minutes",
+        "images_per_second",
+    ]
     rows = comparison.rows.assign(**dict.fromkeys([*unknown, "peak_memory"], np.nan))
     curves = logs.curves[logs.curves["metric"] != "val/AP"]
     document = written(tmp_path, logs._replace(curves=curves), comparison._replace(rows=rows))

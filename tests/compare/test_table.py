@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from dml.compare import compare, read
 from dml.metrics.uncertainty import bootstrap, paired_test
@@ -48,13 +49,16 @@ def test_intervals_and_tests_are_of_queries_averaged_over_seeds(tmp_path):
         assert rows[["low", "high"]].iloc[row].tolist() == pytest.approx(bootstrap(averaged[loss], CLASSES)[:2])
     frames = [pd.DataFrame({"path": np.arange(40), "AP": averaged[loss], "class": CLASSES}) for loss in "AB"]
     expected = paired_test(*frames, level="class")
-    assert rows["p_value"][1] == pytest.approx(expected.p_value)
+    assert rows["p_classes"][1] == pytest.approx(expected.p_value)
     assert rows["difference"][1] == pytest.approx(expected.difference)
-    assert rows[["p_value", "p_holm", "difference", "difference_error"]].iloc[0].isna().all()
+    assert rows[["p_classes", "p_seeds", "p_holm", "difference", "difference_error"]].iloc[0].isna().all()
     seeds = [np.mean([values[loss, 0].mean(), values[loss, 1].mean()]) for loss in "AB"]
     errors = [np.std([values[loss, seed].mean() for seed in (0, 1)], ddof=1) / 2**0.5 for loss in "AB"]
     assert rows["difference"][1] == pytest.approx(seeds[1] - seeds[0])
     assert rows["difference_error"][1] == pytest.approx(np.hypot(*errors))
+    of_seeds = [[values[loss, seed].mean() for seed in (0, 1)] for loss in "AB"]
+    assert rows["p_seeds"][1] == pytest.approx(stats.ttest_ind(*of_seeds, equal_var=False).pvalue)
+    assert rows["p_holm"][1] == max(rows["p_classes"][1], rows["p_seeds"][1])
 
 
 def test_one_seed_says_nothing_of_other_seeds(tmp_path):
@@ -79,7 +83,7 @@ def test_p_values_allow_for_the_number_of_rows(tmp_path):
     for number, mean in enumerate((0.7, 0.66, 0.64, 0.3)):
         make_run(tmp_path / f"{number}", config(f"L{number}Loss"), values=_values(mean, number))
     rows = _only(tmp_path).rows
-    p_values = rows["p_value"].to_numpy()[1:]
+    p_values = rows["p_classes"].to_numpy()[1:]
     order = np.argsort(p_values)
     expected = np.maximum.accumulate(np.minimum(p_values[order] * [3, 2, 1], 1))
     assert rows["p_holm"].to_numpy()[1:][order] == pytest.approx(expected)
@@ -128,6 +132,29 @@ def test_a_reference_that_is_in_another_table_only(tmp_path):
         make_run(tmp_path / loss, config(f"{loss}Loss", image_size=48), started=2)
     notes = compare(read(tmp_path), first="ALoss")[1].notes
     assert notes[1:3] == ("no run of ALoss is here", "first row: best on validation, by val/AP")
+
+
+def test_the_reference_of_a_loss_is_its_best_on_validation(tmp_path):
+    for rate, validated, tested in ((0.1, 0.5, 0.9), (0.2, 0.6, 0.4)):
+        make_run(tmp_path / str(rate), config("ALoss", lr=rate), values=_values(tested, 0), val=[validated])
+    make_run(tmp_path / "b", config("BLoss"), values=_values(0.5, 1), val=[0.9])
+    found = _only(tmp_path, first="ALoss")
+    assert found.rows["variant"].tolist()[0] == "lr=0.2"
+    assert found.notes[0] == "first row: best on validation of ALoss, by val/AP"
+
+
+def test_values_of_different_validations_are_not_compared(tmp_path):
+    for rate, batches, validated in ((0.1, 1.0, 0.5), (0.2, 1.0, 0.6), (0.3, 1, 0.9)):
+        run = config("ALoss", lr=rate)
+        run["trainer"]["limit_val_batches"] = batches
+        make_run(tmp_path / str(rate), run, values=_values(0.5, 0), val=[validated])
+    found = _only(tmp_path)
+    assert "lr=0.2" in found.rows["variant"][0]
+    told = [note for note in found.notes if "not of one validation" in note]
+    assert len(told) == 2
+    assert "limit_val_batches=1: ALoss (lr=0.3" in told[1]
+    best = _only(tmp_path, best_of_variants=True).rows["variant"]
+    assert [rate for rate in (0.1, 0.2, 0.3) if best.str.contains(f"lr={rate}").any()] == [0.2, 0.3]
 
 
 def test_settings_make_variants(tmp_path):
@@ -220,7 +247,7 @@ def test_a_run_without_queries_is_in_the_table_without_an_interval(tmp_path):
     make_run(tmp_path / "b", config("BLoss"), values=_values(0.5, 0), per_query=False)
     found = _only(tmp_path)
     assert found.rows["low"].isna().tolist() == [False, True]
-    assert found.rows["p_value"].isna().all()
+    assert found.rows["p_classes"].isna().all()
     told = "no interval and no test without per_query/test.parquet of the same queries: BLoss"
     assert found.notes == ("first row: best on validation, by val/AP", told)
 
@@ -231,7 +258,7 @@ def test_other_queries_are_not_tested_against(tmp_path):
     write_per_query(folder, _values(0.5, 0), classes=np.arange(40) // 5)
     found = _only(tmp_path)
     assert found.rows["low"].notna().all()
-    assert found.rows["p_value"].isna().all()
+    assert found.rows["p_classes"].isna().all()
     told = "not tested against ALoss, whose test queries are others: BLoss"
     assert found.notes == ("first row: best on validation, by val/AP", told)
 
@@ -278,7 +305,7 @@ def test_what_is_not_there(tmp_path, options, message):
 
 def test_nothing_has_been_tested(tmp_path):
     make_run(tmp_path / "a", is_tested=False)
-    with pytest.raises(ValueError, match="logs are of 1 runs, none of which has been tested"):
+    with pytest.raises(ValueError, match="no run of 1 has been tested; dml test"):
         compare(read(tmp_path))
 
 
@@ -287,3 +314,12 @@ def test_nothing_to_choose_the_best_variant_by(tmp_path):
     make_run(tmp_path / "test" / "b", {**config(), "ckpt_path": str(run / "checkpoints" / "best.ckpt")}, val=())
     with pytest.raises(ValueError, match="best_of_variants is set, but no run of SmoothAPLoss has validated"):
         compare(read(tmp_path / "test"), best_of_variants=True)
+
+
+def test_of_two_checkpoints_of_an_epoch_the_reference_is_the_one_that_validation_chose(tmp_path):
+    run = make_run(tmp_path / "run", config("ALoss"), values=_values(0.4, 0))
+    whitened = {**config("ALoss"), "ckpt_path": str(run / "checkpoints" / "whitened.ckpt")}
+    make_run(tmp_path / "test", whitened, val=(), values=_values(0.6, 1))
+    rows = _only(tmp_path).rows
+    assert rows["variant"].tolist() == ["other_checkpoint=none", "other_checkpoint=whitened"]
+    assert rows["val"].tolist() == [0.5, 0.5]
