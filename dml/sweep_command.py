@@ -1,5 +1,6 @@
 """The ``dml sweep`` command."""
 
+import contextlib
 import os
 import shlex
 import signal
@@ -8,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from jsonargparse import ArgumentParser
@@ -15,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from dml import checkpoints
 from dml.sweep import Outcome, Plan, read_plan, run_all
 from dml.sweep.runner import num_devices
 from dml.sweep.state import LOG, read_state
@@ -25,6 +28,17 @@ STOPPED = 128 + signal.SIGINT
 
 _EVERY = 2.0  # seconds between two looks at the metrics
 _ROWS = 30
+_NOTHING = pd.Series(dtype=float)
+
+
+class _Logged(NamedTuple):
+    """What a run has logged up to now."""
+
+    epoch: int | None
+    """That it has reached."""
+    best: float | None
+    """Of the values of the metric."""
+    is_tested: bool
 
 
 def run(words: list[str], parser_class: type[ArgumentParser], command: Command) -> int:
@@ -47,10 +61,14 @@ def run(words: list[str], parser_class: type[ArgumentParser], command: Command) 
     if arguments.dry_run:
         _print([shlex.join(["dml", *planned.words]) for planned in plan.runs])
         return 0
-    jobs = arguments.jobs or num_devices() or 1
-    if jobs < 1:
-        raise ValueError(f"jobs is {jobs}; it is a number of runs at a time, at least 1")
-    return watched(command, plan, out, jobs)
+    try:
+        jobs = arguments.jobs or num_devices() or 1
+        if jobs < 1:
+            raise ValueError(f"jobs is {jobs}; it is a number of runs at a time, at least 1")
+        return watched(command, plan, out, jobs)
+    except KeyboardInterrupt:  # before the first run was started, or while what came of all is printed
+        sys.stderr.write("stopped; the same command goes on\n")
+        return STOPPED
 
 
 def watched(command: Command, plan: Plan, out: Path, jobs: int) -> int:
@@ -69,15 +87,15 @@ def watched(command: Command, plan: Plan, out: Path, jobs: int) -> int:
     with Live(console=console, auto_refresh=False, transient=True) as live:
         view.live = live if console.is_terminal else None
         outcomes = run_all(command, plan.runs, out, jobs=jobs, watch=view.show)
-    console.print(view.table(outcomes, len(outcomes)))
+    if any(outcome.state != "waiting" for outcome in outcomes):
+        console.print(view.table(outcomes, len(outcomes)))
     missing = [outcome for outcome in outcomes if outcome.state != "done"]
     for line in _explained(missing):
         console.print(line, soft_wrap=True, markup=False)
-    number = sum(outcome.state != "changed" for outcome in missing)
-    ahead = f"; the same command goes on with {'them' if number == len(missing) else f'{number} of them'}"
-    again = f"{len(missing)} of {len(outcomes)} are not done{ahead if number else ''}"
-    console.print(again if missing else f"compare them: dml compare {out}", soft_wrap=True, highlight=False)
-    return STOPPED if any(outcome.state == "stopped" for outcome in missing) else int(bool(missing))
+    for line in [_again(missing, len(outcomes))] if missing else view.ahead(outcomes, out):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    # Those that the sweep did not come to are waiting.
+    return STOPPED if any(each.state in ("stopped", "waiting") for each in missing) else int(bool(missing))
 
 
 class _View:
@@ -87,7 +105,7 @@ class _View:
         self.plan, self.console = plan, console
         self.live: Live | None = None
         self._looked = -_EVERY
-        self._found: dict[Path, tuple[int | None, float | None]] = {}
+        self._found: dict[Path, _Logged] = {}
         self._seen: dict[Path, str] = {}  # the state that a run was in when its metrics were read
         self._told: dict[Path, str] = {}
 
@@ -103,13 +121,13 @@ class _View:
         for outcome in outcomes:
             if outcome.state == "running" or self._seen.get(outcome.folder) != outcome.state:
                 self._seen[outcome.folder] = outcome.state
-                self._found[outcome.folder] = _progress(outcome.folder, self.plan)
+                self._found[outcome.folder] = _logged(outcome.folder, self.plan)
         number = pd.Series([outcome.state for outcome in outcomes]).value_counts()
         table = Table(title=f"{self.plan.name}: {', '.join(f'{count} {state}' for state, count in number.items())}")
         for column in ("run", "", "epoch", self.plan.metric, "minutes"):
             table.add_column(column, justify="left" if column in ("run", "") else "right", overflow="fold")
         for outcome in sorted(outcomes, key=self._order)[:num_rows]:
-            epoch, value = self._found[outcome.folder]
+            epoch, value, _ = self._found[outcome.folder]
             minutes = _minutes(outcome)
             table.add_row(
                 outcome.run.name,
@@ -122,8 +140,20 @@ class _View:
             table.caption = f"and {len(outcomes) - num_rows} more"
         return table
 
+    def ahead(self, outcomes: Sequence[Outcome], out: Path) -> list[str]:
+        """What to do next with runs that are all done, once they are in a table: to compare, or to test, the best."""
+        if any(self._found[outcome.folder].is_tested for outcome in outcomes):
+            return [f"compare them: dml compare {shlex.quote(str(out))}"]
+        best = min(outcomes, key=self._order)
+        value = self._found[best.folder].best
+        if value is None:
+            return [f"they are not tested, and none has logged {self.plan.metric}"]
+        checkpoint = _best_checkpoint(best.folder)
+        test = [] if checkpoint is None else [f"test it: {shlex.join(['dml', 'test', '--ckpt_path', str(checkpoint)])}"]
+        return [f"best by {self.plan.metric}, {value:.4f}: {best.run.name}", *test]
+
     def _order(self, outcome: Outcome) -> tuple[bool, float]:
-        value = self._found[outcome.folder][1]
+        value = self._found[outcome.folder].best
         worst = float("inf")
         return outcome.state != "running", worst if value is None else value if self.plan.is_minimised else -value
 
@@ -135,27 +165,40 @@ class _View:
                 self.console.print(f"{outcome.state} {outcome.run.name} ({number}/{len(outcomes)})", soft_wrap=True)
 
 
-def _progress(folder: Path, plan: Plan) -> tuple[int | None, float | None]:
-    """The epoch that a run has reached, and the best value of the metric so far."""
-    epoch, best = None, None
+def _logged(folder: Path, plan: Plan) -> _Logged:
+    epochs, values, is_tested = list[float](), list[float](), False
     for path in folder.glob("metrics*.csv"):
         try:
             metrics = pd.read_csv(path)
         except (OSError, ValueError):  # being written
             continue
-        if "epoch" in metrics and metrics["epoch"].notna().any():
-            epoch = max(int(metrics["epoch"].max()), -1 if epoch is None else epoch)
-        values = metrics[plan.metric].dropna() if plan.metric in metrics else pd.Series(dtype=float)
-        if len(values):
-            value = float(values.min() if plan.is_minimised else values.max())
-            best = value if best is None else min(best, value) if plan.is_minimised else max(best, value)
-    return epoch, best
+        epochs.extend(metrics.get("epoch", _NOTHING).dropna())
+        values.extend(metrics.get(plan.metric, _NOTHING).dropna())
+        is_tested = is_tested or any(name.startswith("test/") for name in metrics.columns)
+    best = min if plan.is_minimised else max
+    return _Logged(int(max(epochs)) if epochs else None, best(values) if values else None, is_tested)
+
+
+def _best_checkpoint(folder: Path) -> Path | None:
+    """That of the best epoch, which the last checkpoint knows by the name that the run was told to give it."""
+    kept = folder / "checkpoints"
+    with contextlib.suppress(ValueError):  # there is none, or one of something else
+        for state in checkpoints.read(str(kept / "last.ckpt")).get("callbacks", {}).values():
+            if isinstance(state, dict) and (found := kept / Path(state.get("best_model_path", "")).name).is_file():
+                return found
+    return None
 
 
 def _minutes(outcome: Outcome) -> float | None:
     if outcome.state == "running" and outcome.started is not None:
         return (time.monotonic() - outcome.started) / 60
     return read_state(outcome.folder).get("minutes")
+
+
+def _again(missing: Sequence[Outcome], number_of_all: int) -> str:
+    number = sum(outcome.state != "changed" for outcome in missing)
+    ahead = f"; the same command goes on with {'them' if number == len(missing) else f'{number} of them'}"
+    return f"{len(missing)} of {number_of_all} are not done{ahead if number else ''}"
 
 
 def _explained(missing: Sequence[Outcome]) -> Iterator[str]:

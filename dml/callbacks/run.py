@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import yaml
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_info
@@ -52,14 +52,12 @@ class LogConfig(SaveConfigCallback):
 class DescribeRun(Callback):
     """Send the git commit, the data set and its sizes, and the metrics of the best epoch to Weights & Biases.
 
-    The run's folder notes the id that it has there, so that a fit that goes on is the same run there too.
-
-    Args:
-        monitor: The metric that says which epoch is best; higher is better.
+    The best epoch is that of the checkpoint: by the ``monitor`` and the ``mode`` of the trainer's ``ModelCheckpoint``.
+    Without them, it is that of the highest ``val/AP``. The run's folder notes the id that it has there, so that a fit
+    that goes on is the same run there too.
     """
 
-    def __init__(self, monitor: str = "val/AP") -> None:
-        self.monitor = monitor
+    def __init__(self) -> None:
         self._best: dict[str, float] = {}
         self._started, self._minutes_before = 0.0, 0.0
 
@@ -73,17 +71,21 @@ class DescribeRun(Callback):
         for run in watched:
             run.config.update(_facts(trainer), allow_val_change=True)
             # No pattern such as val/*: its summary would be put in place of the parts of tables and pictures, too.
-            for name, better in ((self.monitor, "max"), ("train/loss", "min"), (f"val/{GAP}", "min")):
+            monitor, mode = _choice(trainer)
+            for name, better in {"train/loss": "min", f"val/{GAP}": "min", monitor: mode}.items():
                 run.define_metric(name, step_metric="trainer/global_step", summary=better)
             if run.offline:
                 rank_zero_info(f"W&B is offline: the run is kept here; upload it by: wandb sync {_parts(run)}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
+        monitor, mode = _choice(trainer)
+        if trainer.sanity_checking or monitor not in trainer.callback_metrics:
             return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        if metrics[self.monitor] > self._best.get(f"best/{self.monitor}", float("-inf")):
-            self._best = {f"best/{name}": value for name, value in metrics.items()}
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        sign = -1 if mode == "min" else 1
+        if sign * metrics[monitor] > sign * self._best.get(f"best/{monitor}", sign * float("-inf")):
+            kept = {name: value for name, value in metrics.items() if name.startswith("val/") or name == monitor}
+            self._best = {f"best/{name}": value for name, value in kept.items()}
             self._best["best/epoch"] = trainer.current_epoch
             for run in _wandb_runs(trainer):
                 run.summary.update(self._best)
@@ -103,6 +105,14 @@ class DescribeRun(Callback):
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self._minutes_before = state_dict.get(_MINUTES, 0.0)
         self._best = {name: value for name, value in state_dict.items() if name != _MINUTES}
+
+
+def _choice(trainer: Trainer) -> tuple[str, str]:
+    """The metric by which the best epoch is chosen, and whether the best is its ``max`` or its ``min``."""
+    checkpoint = trainer.checkpoint_callback
+    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor is not None:
+        return checkpoint.monitor, checkpoint.mode
+    return "val/AP", "max"
 
 
 def _wandb_runs(trainer: Trainer) -> list[Any]:

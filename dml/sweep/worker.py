@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -81,6 +82,8 @@ def _alone(folder: Path) -> Iterator[bool]:
 
 def _exit_code(command: Command, words: list[str]) -> int:
     try:
+        # Ignored until here, as by the process that this one is forked from: there was nothing to end well.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         command(words)
     except KeyboardInterrupt:
         return 130

@@ -38,7 +38,12 @@ def command(words):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         (folder / "waiting").touch()
         time.sleep(60)
+    if do == "interrupt":
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
     (folder / "metrics.csv").write_text("epoch,step,val/AP\n0,10,0.25\n1,20,0.75\n2,30,0.5\n")
+    if do == "test":
+        (folder / "metrics.csv").write_text("epoch,step,val/AP,test/AP\n0,10,0.25,\n1,20,0.5,\n1,20,,0.125\n")
 
 
 def command_that_stops_the_sweep(words):

@@ -9,7 +9,9 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
+from pytorch_lightning.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from dml.__main__ import OneLineErrors
@@ -85,8 +87,61 @@ def test_the_table_has_the_best_first(sweep, tmp_path, capsys):
     assert "do=work-" in row
     assert "0.7500" in row  # the best of three, not the last
     assert " 2 " in row  # epochs
-    assert "compare them: dml compare here" in printed
     assert (tmp_path / "here").is_dir()
+
+
+def sweep_of(path, *actions):
+    content = {**yaml.safe_load(path.read_text()), "parameters": {"do": {"values": list(actions)}}}
+    path.write_text(yaml.safe_dump(content))
+
+
+def test_what_is_tested_can_be_compared(sweep, tmp_path, capsys):
+    sweep_of(tmp_path / "three.yaml", "work", "test")
+    assert run([sweep, "--out=over here"], OneLineErrors, command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "compare them: dml compare 'over here'"
+
+
+def test_of_what_is_not_tested_the_best_is_named_and_how_to_test_it(sweep, tmp_path, capsys):
+    sweep_of(tmp_path / "three.yaml", "work", "once")
+    run([sweep], OneLineErrors, command)  # one of the two is killed
+    capsys.readouterr()
+    best, worse = sorted((tmp_path / "runs" / "three").iterdir(), reverse=True)
+    (worse / "metrics.csv").write_text("epoch,step,val/AP\n0,10,0.625\n")
+    kept = best / "checkpoints"
+    kept.mkdir()
+    for name in ("ap=0.75.ckpt", "ap=0.5.ckpt"):
+        (kept / name).touch()
+    checkpoint = ModelCheckpoint(kept, monitor="val/AP", mode="max", save_top_k=2)
+    checkpoint.best_model_path = f"/where/it/was/made/{kept.name}/ap=0.75.ckpt"
+    state = {"DescribeRun": {"minutes": 1.0}, checkpoint.state_key: checkpoint.state_dict()}
+    torch.save({"state_dict": {}, "callbacks": state}, kept / "last.ckpt")
+    end = [
+        f"best by val/AP, 0.7500: {best.name}",
+        f"test it: dml test --ckpt_path runs/three/{best.name}/checkpoints/ap=0.75.ckpt",
+    ]
+    for _ in range(2):  # when the last of them is done, and later
+        assert run([sweep], OneLineErrors, command) == 0
+        (worse / "metrics.csv").write_text("epoch,step,val/AP\n0,10,0.625\n")
+        assert capsys.readouterr().out.splitlines()[-2:] == end
+    (kept / "last.ckpt").write_text("damaged")
+    assert run([sweep], OneLineErrors, command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == end[0]
+
+
+def test_the_best_is_the_lowest_of_what_is_minimised(sweep, tmp_path, capsys):
+    path = tmp_path / "three.yaml"
+    sweep_of(path, "work", "work")
+    path.write_text(path.read_text().replace("maximize", "minimize"))
+    assert run([sweep], OneLineErrors, command) == 0
+    assert "best by val/AP, 0.2500: do=work-" in capsys.readouterr().out
+
+
+def test_a_metric_that_no_run_has_logged_is_named(sweep, tmp_path, capsys):
+    path = tmp_path / "three.yaml"
+    sweep_of(path, "work")
+    path.write_text(path.read_text().replace("val/AP", "best/val/APP"))
+    assert run([sweep], OneLineErrors, command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "they are not tested, and none has logged val/APP"
 
 
 def test_the_table_of_a_terminal_follows_the_runs(tmp_path):
@@ -109,6 +164,15 @@ def test_the_table_of_a_terminal_follows_the_runs(tmp_path):
     later = rows(first._replace(state="running", started=time.monotonic()), second._replace(state="done"))
     assert "first" in later[0]
     assert "0.7500" in later[1]  # what it had logged when it ended
+
+
+def test_ctrl_c_before_anything_is_started_is_no_traceback(sweep, capsys, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dml.sweep_command.num_devices", interrupted)
+    assert run([sweep], OneLineErrors, command) == STOPPED
+    assert capsys.readouterr().err == "stopped; the same command goes on\n"
 
 
 def test_a_dry_run_prints_commands_that_a_shell_takes(sweep, tmp_path, capsys):

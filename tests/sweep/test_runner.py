@@ -5,29 +5,13 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 
 import pytest
 
-from dml.sweep import Planned, run_all
+from dml.sweep import Planned
 from dml.sweep.plan import planned
 from dml.sweep.state import digest, read_state, standing, write_state
-from tests.sweep.commands import command
-
-
-def runs(*actions):
-    return [
-        planned(["fit", f"--number={number}", f"--do={do}"], {"do": do, "n": number})
-        for number, do in enumerate(actions)
-    ]
-
-
-def ignore(outcomes):
-    """Watch nothing."""
-
-
-def run_them(planned_runs, out, jobs=1, watch=ignore):
-    return run_all(command, planned_runs, out, jobs=jobs, watch=watch)
+from tests.sweep.running import run_them, runs, wait_for
 
 
 def calls(out, run):
@@ -192,24 +176,3 @@ def test_a_run_that_another_sweep_has_is_left_to_it(tmp_path):
     finally:
         os.kill(int(calls(tmp_path, asked)[0][0]), signal.SIGKILL)
         other.join(30)
-
-
-def test_ctrl_c_has_the_runs_stop(tmp_path):
-    waiting, later = runs("wait", "work")
-
-    def watch(outcomes):
-        if (tmp_path / waiting.name / "waiting").exists():
-            raise KeyboardInterrupt
-
-    outcomes = run_them([waiting, later], tmp_path, watch=watch)
-    assert [outcome.state for outcome in outcomes] == ["stopped", "waiting"]
-    assert read_state(tmp_path / waiting.name)["exit_code"] == 128 + signal.SIGTERM
-    assert not (tmp_path / later.name).exists()
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            pytest.fail("it did not happen")
-        time.sleep(0.05)
