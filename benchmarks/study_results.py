@@ -38,6 +38,12 @@ def losses_on(data: str) -> Comparison | None:
     return compared(f"losses_{data}", best_of_variants=True)
 
 
+def settings_on(data: str) -> dict[str, list[str]]:
+    """What was tried of each loss."""
+    found = compared(f"losses_{data}")
+    return {} if found is None else found.rows.groupby("loss")["variant"].agg(list).to_dict()
+
+
 def hierarchies_on(data: str) -> Comparison | None:
     """Losses of one level and of several, by hierarchical AP."""
     return compared(f"hierarchical_{data}", measure="test/H-AP", monitor="val/H-AP")

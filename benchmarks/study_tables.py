@@ -16,7 +16,16 @@ import pandas as pd
 
 from benchmarks.study import KEPT
 from benchmarks.study_figures import figures
-from benchmarks.study_results import DATA, HIERARCHICAL, batch_sizes, called, hierarchies_on, losses_on, with_settings
+from benchmarks.study_results import (
+    DATA,
+    HIERARCHICAL,
+    batch_sizes,
+    called,
+    hierarchies_on,
+    losses_on,
+    settings_on,
+    with_settings,
+)
 from dml.compare import read_kept
 from dml.compare.kept import is_kept
 
@@ -57,11 +66,11 @@ def losses(data: str) -> str:
     found = losses_on(data)
     if found is None:
         return _NOT_RUN
-    rows = found.rows
+    rows, tried = found.rows, settings_on(data)
     return _markdown(
         {
             "loss": [called(loss) for loss in rows["loss"]],
-            "chosen": [_short(text) for text in rows["variant"]],
+            "chosen": [_with_edge(text, tried[loss]) for loss, text in zip(rows["loss"], rows["variant"], strict=True)],
             "seeds": rows["seeds"].astype(str),
             "AP": _means(rows, "test/AP", interval=True),
             "difference": _differences(rows),
@@ -204,8 +213,16 @@ def _markdown(columns: dict[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (*head, *rows)) + "\n"
 
 
-def _short(text: str) -> str:
-    return ", ".join(part for part in text.split(", ") if not part.startswith("offset")) or "as published"
+def _with_edge(chosen: str, tried: Sequence[str]) -> str:
+    """A setting, with an arrow if it is the highest or the lowest of those that were tried."""
+    values = [_last_number(text) for text in tried]
+    arrow = {max(values): " ↑", min(values): " ↓"}.get(_last_number(chosen), "")
+    shown = [part for part in chosen.split(", ") if not part.startswith("offset")]
+    return f"{', '.join(shown)}{arrow}"
+
+
+def _last_number(text: str) -> float:
+    return float(re.findall(r"[\d.]+", text)[-1])
 
 
 def _plain(value: Any) -> str:
