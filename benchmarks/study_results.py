@@ -11,6 +11,7 @@ import pandas as pd
 from benchmarks.study import KEPT, NUM_DRAWINGS
 from dml.compare import Comparison, RunLogs, compare, read_kept
 from dml.compare.kept import is_kept
+from dml.compare.variants import variants
 
 DATA = {"omniglot": "Omniglot", "grocery": "Grocery Store", "glyphs": "Glyphs"}
 HIERARCHICAL = ("grocery", "glyphs")  # of several levels of classes
@@ -39,9 +40,12 @@ def losses_on(data: str) -> Comparison | None:
 
 
 def settings_on(data: str) -> dict[str, list[str]]:
-    """What was tried of each loss."""
-    found = compared(f"losses_{data}")
-    return {} if found is None else found.rows.groupby("loss")["variant"].agg(list).to_dict()
+    """What was tried of each loss, in the words of the tables."""
+    logs = logs_of(f"losses_{data}")
+    found: dict[str, list[str]] = {}
+    for variant in [] if logs is None else variants(logs.runs)[0]:
+        found.setdefault(variant.loss, []).append(variant.text)
+    return found
 
 
 def hierarchies_on(data: str) -> Comparison | None:

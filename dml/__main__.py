@@ -140,8 +140,7 @@ class DMLCommand(LightningCLI):
                 config.ckpt_path = runs.checkpoint_in(Path(config.folder), config.ckpt_path)
         self._choose_folders(config, local)
         if self.subcommand == "fit" and config.ckpt_path and local and local[0].version:
-            run = runs.of_logger(local[0]) / str(local[0].version)
-            runs.watch_again(run, Path(config.ckpt_path), watched)
+            runs.watch_again(runs.of_run(local[0]), Path(config.ckpt_path), watched)
 
     def _choose_folders(self, config: Any, local: list[Any]) -> None:
         """Settle where the CSV loggers log, and which checkpoint a fit goes on from."""
@@ -154,9 +153,9 @@ class DMLCommand(LightningCLI):
             checkpoints.read(config.ckpt_path)
         for logger in local:
             logger.version = logger.version or runs.reserve(runs.of_logger(logger), job if fitting else None)
-            runs.set_aside(runs.of_logger(logger) / str(logger.version) / "metrics.csv")
+            runs.set_aside(runs.of_run(logger) / "metrics.csv")
             if fitting and job is not None:
-                runs.remember_job(runs.of_logger(logger) / str(logger.version), job, self._words)
+                runs.remember_job(runs.of_run(logger), job, self._words)
         self._moves_root = job is not None and bool(local) and config.trainer.default_root_dir is None
         if self._moves_root:  # from the working directory, where Lightning would look for checkpoints of any job
             name = local[0].version or f"job_{job}"  # only the first process knows the version

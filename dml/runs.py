@@ -21,6 +21,11 @@ def of_logger(logger: Any) -> Path:
     return Path(logger.save_dir) / (logger.name or "")
 
 
+def of_run(logger: Any) -> Path:
+    """The folder of the run that a CSV logger logs, once its version is settled."""
+    return of_logger(logger) / str(logger.version)
+
+
 def place(folder: Path, loggers: list[Any]) -> None:
     """Have a run keep everything in a folder of the user's choice, which need not be there yet.
 

@@ -79,7 +79,9 @@ def test_last_goes_on_in_the_folder_or_starts_there(small, tmp_path):
 def test_a_run_that_goes_on_is_one_run_of_weights_and_biases(small, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    for name in ("WANDB_RUN_ID", "WANDB_SERVICE"):
+        monkeypatch.delenv(name, raising=False)
+    wandb.teardown()  # its service, if a test has started it, would write to the folder of that test
     ids = []
     for epochs, *words in ((1, "--folder=mine"), (2, "--folder=mine", "--ckpt_path=last"), (1, "--folder=other")):
         fit(*small, f"--trainer.max_epochs={epochs}", *words)

@@ -81,11 +81,11 @@ class DescribeRun(Callback):
         monitor, mode = _choice(trainer)
         if trainer.sanity_checking or monitor not in trainer.callback_metrics:
             return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        sign = -1 if mode == "min" else 1
-        if sign * metrics[monitor] > sign * self._best.get(f"best/{monitor}", sign * float("-inf")):
-            kept = {name: value for name, value in metrics.items() if name.startswith("val/") or name == monitor}
-            self._best = {f"best/{name}": value for name, value in kept.items()}
+        found = trainer.callback_metrics
+        kept = {f"best/{name}": float(found[name]) for name in found if name.startswith("val/") or name == monitor}
+        sign, best = -1 if mode == "min" else 1, f"best/{monitor}"
+        if sign * kept[best] > sign * self._best.get(best, sign * float("-inf")):
+            self._best = kept
             self._best["best/epoch"] = trainer.current_epoch
             for run in _wandb_runs(trainer):
                 run.summary.update(self._best)

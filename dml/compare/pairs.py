@@ -13,7 +13,7 @@ import pandas as pd
 
 from dml import names
 from dml.compare.facts import TRAINED, begins, chosen_epoch, last_epoch
-from dml.compare.protocol import arguments, class_path, monitored, protocol
+from dml.compare.protocol import keeping_checkpoints, monitored, protocol
 
 _LAST, _WHITENED = "last", "whitened"
 _FEWEST_PARTS = 2
@@ -146,10 +146,7 @@ def _epoch_in(stem: str) -> float:
 def _choice(run: Folder) -> Callable[[str], bool]:
     """Which names of checkpoints may be of the one that validation chose."""
     monitor, _ = monitored(run.config)
-    callbacks = run.config["trainer"].get("callbacks") or []
-    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-    keeping = next((each for each in callbacks if class_path(each).endswith("ModelCheckpoint")), None)
-    pattern = _pattern(arguments(keeping))
+    pattern = _pattern(keeping_checkpoints(run.config))
     epoch = run.chosen_epoch
 
     def is_chosen(stem: str) -> bool:

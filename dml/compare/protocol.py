@@ -91,10 +91,14 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def monitored(config: Mapping[str, Any]) -> tuple[str | None, bool]:
     """By which metric the checkpoint was chosen that was tested, and whether more is better; None for the last one."""
-    for callback in _callbacks(config):
-        if class_path(callback).endswith("ModelCheckpoint"):
-            return arguments(callback).get("monitor"), arguments(callback).get("mode") == "max"
-    return None, True
+    keeping = keeping_checkpoints(config)
+    return keeping.get("monitor"), not keeping or keeping.get("mode") == "max"
+
+
+def keeping_checkpoints(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments of the first ``ModelCheckpoint``; none if there is none."""
+    found = (callback for callback in _callbacks(config) if class_path(callback).endswith("ModelCheckpoint"))
+    return arguments(next(found, None))
 
 
 def flat(value: Mapping[str, Any]) -> dict[str, Any]:

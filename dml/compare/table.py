@@ -150,27 +150,29 @@ def _ordered(
 ) -> tuple[list[Variant], list[str]]:
     """The one that others are tested against and then the best first, and notes of how the former was chosen."""
     ordered = sorted(found, key=lambda variant: -float(values[variant.runs.index].mean()))
+    if len(ordered) == 1:
+        return ordered, []
     wanted = [variant for variant in ordered if variant.loss == first]
-    notes_of_order = [] if wanted or first is None else [f"no run of {first} is here"]
-    groups = by_validation([variant for variant in wanted or ordered if variant.runs["val"].notna().any()])
-    if groups:
-        # The best on the test would make p-values too small: it is first because it was lucky, too.
-        sign = 1 if _more_is_better(monitor) else -1
-        reference = max(
-            groups[0],  # of a run tested at two checkpoints of one epoch, that which it saved itself
-            key=lambda one: (sign * float(one.runs["val"].mean()), f"model.{OTHER_CHECKPOINT}" not in one.settings),
-        )
-        whose = f" of {first}" if wanted else ""
-        if not wanted or wanted[1:]:
-            notes_of_order.append(f"first row: best on validation{whose}, by {monitor}")
-    else:
-        reference = (wanted or ordered)[0]
-        if not wanted or wanted[1:]:
-            notes_of_order.append("first row: best on the test, as no run has validated, so p-values are too small")
-    notes_of_order += notes.validated_apart(by_validation(ordered), monitor)
-    return [reference, *(variant for variant in ordered if variant is not reference)], (
-        notes_of_order if found[1:] else []
+    told = [] if wanted or first is None else [f"no run of {first} is here"]
+    reference, choice = _reference(wanted or ordered, monitor, f" of {first}" if wanted else "")
+    if len(wanted) != 1:
+        told.append(f"first row: {choice}")
+    told += notes.validated_apart(by_validation(ordered), monitor)
+    return [reference, *(variant for variant in ordered if variant is not reference)], told
+
+
+def _reference(ordered: list[Variant], monitor: str, whose: str) -> tuple[Variant, str]:
+    """Of some, best on the test first, the best on validation, and how it was chosen."""
+    groups = by_validation([variant for variant in ordered if variant.runs["val"].notna().any()])
+    if not groups:
+        return ordered[0], "best on the test, as no run has validated, so p-values are too small"
+    # The best on the test would make p-values too small: it is first because it was lucky, too.
+    sign = 1 if _more_is_better(monitor) else -1
+    best = max(
+        groups[0],  # of a run tested at two checkpoints of one epoch, that which it saved itself
+        key=lambda one: (sign * float(one.runs["val"].mean()), f"model.{OTHER_CHECKPOINT}" not in one.settings),
     )
+    return best, f"best on validation{whose}, by {monitor}"
 
 
 def _rows(
